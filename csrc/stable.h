@@ -1,0 +1,57 @@
+// The only file that includes PyTorch's stable headers. Kernels see pointers and sizes; the few lines around them that
+// know tensors use what is gathered here. Checks that a user can trip over stand in Python (ragsr/ops): the ones here
+// guard against a caller that went round it.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+
+namespace ragsr {
+
+using torch::stable::Tensor;
+using Scalar = torch::headeronly::ScalarType;
+
+inline Tensor empty_on(const Tensor& like, std::initializer_list<int64_t> shape, Scalar dtype) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+// [rows, bytes], uint8, contiguous: what every Hamming kernel reads.
+inline Tensor packed_codes(const Tensor& codes) {
+  STD_TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == Scalar::Byte, "codes must be uint8 [rows, bytes]");
+  return torch::stable::contiguous(codes);
+}
+
+// Calls f(static_cast<const T*>(nullptr)) with the C++ type of a real dtype; false for one that is not listed.
+template <class F>
+bool with_type(Scalar dtype, const F& f) {
+  switch (dtype) {
+#define RAGSR_CASE(T, name) \
+  case Scalar::name:        \
+    f(static_cast<const T*>(nullptr)); \
+    return true;
+    RAGSR_CASE(bool, Bool)
+    RAGSR_CASE(uint8_t, Byte)
+    RAGSR_CASE(int8_t, Char)
+    RAGSR_CASE(int16_t, Short)
+    RAGSR_CASE(int32_t, Int)
+    RAGSR_CASE(int64_t, Long)
+    RAGSR_CASE(float, Float)
+    RAGSR_CASE(double, Double)
+    RAGSR_CASE(torch::headeronly::Half, Half)
+    RAGSR_CASE(torch::headeronly::BFloat16, BFloat16)
+#undef RAGSR_CASE
+    default:
+      return false;
+  }
+}
+
+}  // namespace ragsr

@@ -1,0 +1,73 @@
+"""The one torch.library handle, and the compiled libraries that plug into it.
+
+Every op is defined here in Python, by `define`: a schema, the plain PyTorch form, a fake, and autograd where a gradient
+has meaning. Kernels plug in underneath: C++ and CUDA libraries when they load, Triton through `claim`. The dispatcher is
+the only registry: whoever holds the dispatch key of a device owns the op there, and the plain form
+(`CompositeExplicitAutograd`) runs wherever nobody does.
+
+`RAGSR_PLAIN=1` stops before any kernel is loaded: the whole run uses the plain forms. It is read once, at import.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PLAIN = os.environ.get("RAGSR_PLAIN", "0") not in ("", "0")
+LIBRARY = torch.library.Library("ragsr", "DEF")
+
+# file stem -> None once loaded, else the sentence that says why not
+BINARIES: dict[str, str | None] = {}
+# (op, dispatch key) -> the Python module whose kernel claimed it
+CLAIMS: dict[tuple[str, str], str] = {}
+# op -> its plain form, for tests and benchmarks
+PLAIN_FORMS: dict[str, Callable[..., Any]] = {}
+
+
+def define(
+    schema: str,
+    *,
+    plain: Callable[..., Any],
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> None:
+    """Define `ragsr::<name>` from its schema, its plain form, its fake and (where a gradient has meaning) its backward."""
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, plain, "CompositeExplicitAutograd")
+    PLAIN_FORMS[name] = plain
+    torch.library.register_fake(f"ragsr::{name}", fake, lib=LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(f"ragsr::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+
+
+def claim(name: str, key: str, kernel: Callable[..., Any]) -> None:
+    """Register a Python kernel (Triton) for one dispatch key, unless a compiled library already owns it."""
+    if PLAIN or torch._C._dispatch_has_kernel_for_dispatch_key(f"ragsr::{name}", key):
+        return
+    LIBRARY.impl(name, kernel, key)
+    CLAIMS[name, key] = kernel.__module__
+
+
+def load_binary(stem: str) -> None:
+    """Load `ragsr/<stem>*.so`, which registers its kernels; remember why not in `BINARIES`."""
+    if PLAIN:
+        BINARIES[stem] = "RAGSR_PLAIN=1 asks for plain PyTorch"
+        return
+    folder = Path(__file__).parents[1]
+    found = sorted(folder.glob(f"{stem}.*so")) + sorted(folder.glob(f"{stem}.pyd"))
+    if not found:
+        BINARIES[stem] = f"ragsr.{stem} was not built (no {stem}*.so in {folder})"
+        return
+    try:
+        torch.ops.load_library(str(found[0]))
+        BINARIES[stem] = None
+    except OSError as error:
+        BINARIES[stem] = f"{found[0].name} does not load: {error}"
+
+
+load_binary("_cpu")
+load_binary("_cuda")
