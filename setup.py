@@ -28,7 +28,9 @@ def flag(name: str) -> str:
 
 
 def refuse(problem: str) -> None:
-    sys.exit(f"\nragsr: {problem} Or install without compiled extensions, slower but complete: RAGSR_PLAIN=1 pip install .\n")
+    sys.exit(
+        f"\nragsr: {problem} Or install without compiled extensions, slower but complete: RAGSR_PLAIN=1 pip install .\n"
+    )
 
 
 def cuda_home() -> Path | None:
@@ -70,7 +72,9 @@ def cuda_extension() -> Extension:
     home = cuda_home()
     if home is None:
         refuse("RAGSR_CUDA=1 asks for the CUDA kernels, but no CUDA toolkit was found: install one or set CUDA_HOME.")
-    cpp_extension.CUDA_HOME = str(home)  # PyTorch looks for it when it is imported, and only where it was built with CUDA
+    cpp_extension.CUDA_HOME = str(
+        home
+    )  # PyTorch looks for it when it is imported, and only where it was built with CUDA
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
     return stable_extension(
         "ragsr._cuda",

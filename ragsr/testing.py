@@ -78,10 +78,83 @@ def _fold_maps() -> list[tuple[Any, ...]]:
         return features, torch.randint(0, cells[0] * cells[1], (b, *grid)), 3 * stride, stride
 
     contiguous = [one(*case) for case in SIZES_FOLD]
-    features, index, patch, stride = contiguous[1]
+    features, index, _, stride = contiguous[2]
     return [*contiguous, (features, index, stride, stride), (strided(features), strided(index), 5 * stride, stride)]
 
 
+def _features(*shape: int) -> Tensor:
+    return torch.randn(*shape) + 0.5  # a common direction, so that similarities spread well beyond rounding
+
+
+def _gate_tokens() -> list[tuple[Any, ...]]:
+    cases = [(_features(b, n, c), _features(b, sum(m), c), m) for b, n, c, m in SIZES_GATE]
+    image, reference = (
+        _features(2, 6, 5, 7).flatten(2).transpose(1, 2),
+        _features(2, 6, 3, 4).flatten(2).transpose(1, 2),
+    )
+    return [*cases, (image, reference, None), (strided(image), strided(reference), [5, 7])]
+
+
+def _attention_heads() -> list[tuple[Any, ...]]:
+    def one(b: int, h: int, n: int, d: int, m: list[int], *options: Any) -> tuple[Any, ...]:
+        q, k, v = (torch.randn(b, h, n, d) for _ in range(3))
+        gate = torch.rand(b, len(m), n) / max(1, len(m))
+        gate[: b // 2] = 0
+        return q, k, v, torch.randn(b, h, sum(m), d), torch.randn(b, h, sum(m), d), gate, m, *options
+
+    *tensors, lengths = one(2, 3, 21, 16, [8, 11])
+    shared = torch.randn(1, 2, 9, 8).expand(2, -1, -1, -1)
+    return [
+        *(one(*sizes) for sizes in SIZES_ATTENTION),
+        *(one(1, 2, 17, 8, [5, 9], 0.3, align, mode) for align in (True, False) for mode in MODES),
+        (*(strided(x) for x in tensors), lengths),
+        (*(torch.randn(2, 6, 2, 8).transpose(1, 2) for _ in range(3)), shared, shared, torch.rand(2, 1, 6)),
+    ]
+
+
+def _norm_maps() -> list[tuple[Any, ...]]:
+    def one(
+        shape: tuple[int, ...], groups: int, *, map_: tuple[int, ...] | None = None, **options: Any
+    ) -> tuple[Any, ...]:
+        full = (shape[0], shape[1] + options.get("channels2", 0), *shape[2:])
+        x2 = torch.randn(shape[0], full[1] - shape[1], *shape[2:]) if full != shape else None
+        vectors, maps = torch.randn(2, full[1]), torch.randn(2, *(map_ or full))
+        residual = torch.randn(full) if options.get("residual") else None
+        return (
+            torch.randn(shape),
+            groups,
+            *vectors,
+            *maps,
+            1e-5,
+            options.get("activation"),
+            residual,
+            x2,
+            options.get("raw_mix"),
+        )
+
+    x, groups, *modulation = one((2, 6, 5, 3), 2)[:6]
+    return [
+        one((1, 1), 1),
+        one((2, 6, 63), 3, activation="silu"),
+        one((0, 4, 3, 3), 2),
+        one((2, 8, 5, 7), 4, map_=(1, 8, 1, 1), activation="relu", residual=True),
+        one((2, 4, 3, 5), 3, channels2=5, residual=True, raw_mix=0.3, activation="silu"),  # a group across the seam
+        (strided(x), groups, *(strided(p) for p in modulation)),
+        (x.to(memory_format=torch.channels_last), groups, *modulation),
+    ]
+
+
+MODES = ("separate", "concat", "replace")
+SIZES_GATE = [(1, 1, 1, [1]), (2, 63, 5, [63]), (1, 100, 16, [7, 1, 30]), (0, 9, 4, [4]), (1, 9, 4, [])]
+SIZES_ATTENTION = [
+    (1, 1, 1, 8, [1]),
+    (2, 3, 63, 40, [100]),
+    (3, 2, 20, 7, [1, 13, 30]),
+    (0, 2, 4, 8, [5]),
+    (2, 1, 9, 8, []),
+]
+SIZES_ADAIN = [((), 1, 5, 3), ((2,), 63, 63, 5), ((2, 3), 100, 1, 4), ((0,), 4, 6, 3), ((1, 2), 2, 2, 16)]
+SIZES_COSINE = [(1, 1, 1), (3, 1000, 5), (63, 64, 32), (0, 9, 4)]
 SIZES_MATCH = [(1, 1, (3, 3), (3, 3)), (2, 5, (7, 9), (4, 13)), (1, 16, (1, 63), (63, 1)), (0, 3, (4, 4), (5, 5))]
 SIZES_FOLD = [
     (1, 1, (1, 1), (1, 1), 1),
@@ -102,28 +175,51 @@ SIZES_HAMMING = [
 ]
 
 INPUTS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
+    "adain": lambda: (
+        [(torch.randn(*b, n, c), torch.randn(*b, m, c) + 1) for b, n, m, c in SIZES_ADAIN]
+        + [(strided(torch.randn(2, 9, 5)), strided(torch.randn(2, 4, 5)))]
+    ),
     "correlation_topk": lambda: (
         [(a, b, k, 3, 1, 1e-12) for a, b in _match_maps() for k in (1, 3)]
         + [(torch.randn(2, 4, 9, 6), torch.randn(2, 4, 5, 11), 2, patch, 0, 1e-5) for patch in (1, 2, 5)]
     ),
+    "cosine_gate": _gate_tokens,
+    "cosine_topk": lambda: (
+        [(torch.randn(q, d), torch.randn(n, d), k) for q, n, d in SIZES_COSINE for k in sorted({1, min(5, n), n})]
+        + [(strided(torch.randn(4, 6)), strided(torch.randn(63, 6)), 3)]
+    ),
+    "gated_blend": lambda: (
+        [
+            (torch.randn(s), torch.randn(s), torch.rand(g))
+            for s, g in [((1,), ()), ((2, 3, 63), (2, 1, 63)), ((0, 5), (5,))]
+        ]
+        + [(strided(torch.randn(3, 5)), strided(torch.randn(3, 5)), strided(torch.rand(3, 1)))]
+    ),
     "gather_fold": _fold_maps,
+    "group_norm_sft": _norm_maps,
     "pack_bits": lambda: (
         [(torch.randn(*s),) for s in [(1,), (63,), (5, 64), (3, 7, 1000), (0, 9)]] + [(strided(torch.randn(6, 13)),)]
     ),
     "hamming_distance": lambda: [*_hamming_pairs(), (_codes(3, 4), _codes(0, 4))],
     "hamming_topk": lambda: [(q, c, k) for q, c in _hamming_pairs() for k in sorted({1, min(10, len(c)), len(c)})],
+    "separate_attention": _attention_heads,
+    "sft": lambda: (
+        [
+            tuple(torch.randn(s) for s in shapes)
+            for shapes in [((1,),) * 3, ((2, 5, 7, 3), (2, 5, 1, 1), (5, 7, 3)), ((0, 3),) * 3]
+        ]
+        + [tuple(strided(torch.randn(3, 63)) for _ in range(3))]
+    ),
 }
 
 
 def _place(a: Any, device: str, dtype: torch.dtype) -> Any:
+    """A tensor on `device` (floats in `dtype`) with its strides, its offset and what lies between its elements."""
     if not isinstance(a, Tensor):
         return a
-    moved = (
-        a
-        if a.device.type == device
-        else torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=device).copy_(a)
-    )
-    return moved.to(dtype) if a.dtype.is_floating_point and dtype != a.dtype else moved
+    storage = a.as_strided((a.untyped_storage().nbytes() // a.element_size(),), (1,), 0)
+    moved = storage.to(device, dtype if a.dtype.is_floating_point else a.dtype)
+    return moved.as_strided(a.shape, a.stride(), a.storage_offset())
 
 
 def _double(a: Any) -> Any:

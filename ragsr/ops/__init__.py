@@ -1,5 +1,22 @@
+from ragsr.ops.attention import separate_attention
+from ragsr.ops.cosine import cosine_topk
 from ragsr.ops.fold import gather_fold
+from ragsr.ops.gate import adain, cosine_gate, gated_blend
 from ragsr.ops.hamming import hamming_distance, hamming_topk, pack_bits
 from ragsr.ops.match import correlation_topk
+from ragsr.ops.sft import group_norm_sft, sft
 
-__all__ = ["correlation_topk", "gather_fold", "hamming_distance", "hamming_topk", "pack_bits"]
+__all__ = [
+    "adain",
+    "correlation_topk",
+    "cosine_gate",
+    "cosine_topk",
+    "gated_blend",
+    "gather_fold",
+    "group_norm_sft",
+    "hamming_distance",
+    "hamming_topk",
+    "pack_bits",
+    "separate_attention",
+    "sft",
+]

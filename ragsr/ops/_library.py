@@ -8,6 +8,7 @@ the only registry: whoever holds the dispatch key of a device owns the op there,
 `RAGSR_PLAIN=1` stops before any kernel is loaded: the whole run uses the plain forms. It is read once, at import.
 """
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any
 import torch
 
 PLAIN = os.environ.get("RAGSR_PLAIN", "0") not in ("", "0")
+PLAIN_ASKED = "RAGSR_PLAIN=1 asks for plain PyTorch"
 LIBRARY = torch.library.Library("ragsr", "DEF")
 
 # file stem -> None once loaded, else the sentence that says why not
 BINARIES: dict[str, str | None] = {}
-# (op, dispatch key) -> the Python module whose kernel claimed it
-CLAIMS: dict[tuple[str, str], str] = {}
+# ops whose CUDA kernel is a Triton one
+TRITON: set[str] = set()
 # op -> its plain form, for tests and benchmarks
 PLAIN_FORMS: dict[str, Callable[..., Any]] = {}
 
@@ -44,21 +46,39 @@ def define(
         torch.library.register_autograd(f"ragsr::{name}", backward, setup_context=setup_context, lib=LIBRARY)
 
 
-def claim(name: str, key: str, kernel: Callable[..., Any]) -> None:
-    """Register a Python kernel (Triton) for one dispatch key, unless a compiled library already owns it."""
-    if PLAIN or torch._C._dispatch_has_kernel_for_dispatch_key(f"ragsr::{name}", key):
-        return
-    LIBRARY.impl(name, kernel, key)
-    CLAIMS[name, key] = kernel.__module__
+def claim(name: str, kernel: Callable[..., Any]) -> None:
+    """Give a Triton kernel the op on CUDA devices, unless the compiled library already owns it or Triton cannot run."""
+    if why_no_triton() is None and not owns(name, "CUDA"):
+        LIBRARY.impl(name, kernel, "CUDA")
+        TRITON.add(name)
+
+
+def owns(name: str, key: str) -> bool:
+    """Whether a kernel holds the dispatch key of this op; where none does, the plain form runs."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"ragsr::{name}", key)
+
+
+def why_no_triton() -> str | None:
+    """The reason no Triton kernel is registered in this process, or None."""
+    if PLAIN:
+        return PLAIN_ASKED
+    if torch.version.cuda is None:
+        return "this PyTorch has no CUDA"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    return None
 
 
 def load_binary(stem: str) -> None:
     """Load `ragsr/<stem>*.so`, which registers its kernels; remember why not in `BINARIES`."""
     if PLAIN:
-        BINARIES[stem] = "RAGSR_PLAIN=1 asks for plain PyTorch"
+        BINARIES[stem] = PLAIN_ASKED
         return
     folder = Path(__file__).parents[1]
     found = sorted(folder.glob(f"{stem}.*so")) + sorted(folder.glob(f"{stem}.pyd"))
+    if stem == "_cuda" and torch.version.cuda is None:
+        BINARIES[stem] = "this PyTorch has no CUDA"
+        return
     if not found:
         BINARIES[stem] = f"ragsr.{stem} was not built (no {stem}*.so in {folder})"
         return

@@ -112,13 +112,17 @@ def check_pack_bits(x: Tensor) -> None:
     if x.dtype.is_complex:
         raise TypeError(f"pack_bits: x is {x.dtype}; it takes the sign of real numbers (or bool)")
     if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"pack_bits: x has shape {tuple(x.shape)}; it needs at least one component in the last dimension")
+        raise ValueError(
+            f"pack_bits: x has shape {tuple(x.shape)}; it needs at least one component in the last dimension"
+        )
 
 
 def check_codes(op: str, queries: Tensor, codes: Tensor) -> None:
     for name, x in (("queries", queries), ("codes", codes)):
         if x.dtype != torch.uint8:
-            raise TypeError(f"{op}: {name} is {x.dtype}; codes are packed bytes (uint8): pack them with ragsr.ops.pack_bits")
+            raise TypeError(
+                f"{op}: {name} is {x.dtype}; codes are packed bytes (uint8): pack them with ragsr.ops.pack_bits"
+            )
         if x.ndim != 2:
             raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}; it must be [rows, bytes]")
     if queries.shape[1] != codes.shape[1]:
@@ -168,3 +172,12 @@ define(
     plain=hamming_topk_plain,
     fake=hamming_topk_fake,
 )
+
+
+def hamming_topk_triton(queries: Tensor, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    from ragsr.kernels import hamming  # here, so that importing the ops does not import Triton
+
+    return hamming.hamming_topk(queries, codes, k)
+
+
+claim("hamming_topk", hamming_topk_triton)

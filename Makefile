@@ -1,0 +1,54 @@
+# make demo    set up, then restore a real photo with a reference found by hash: out/demo/demo.png
+# make test    set up, then run all tests
+# make lint    ruff and mypy
+# make bench   time the ops against their plain forms, and the restoration, on this machine: benchmarks/results/
+# make gpu     on a machine with an NVIDIA GPU, in the Python that already has torch: build, GPU tests, benchmarks
+#
+# Everything goes into VENV (.venv); PYTHON is the interpreter it is made with. Versions stand in constraints.txt.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= benchmarks/results
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+BUILD_TOOLS := setuptools wheel ninja pybind11 numpy
+
+export PIP_CONSTRAINT := $(abspath constraints.txt)
+export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint bench gpu clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.ready-demo
+	$(BIN)/ragsr demo -o out/demo
+
+test: $(VENV)/.ready-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready-test
+	$(BIN)/python benchmarks/run.py --json $(OUT)/ops_cpu.json
+	$(BIN)/python benchmarks/restore_cost.py --json $(OUT)/restore_cost_cpu.json
+
+gpu:
+	RAGSR_CUDA=1 $(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m pytest tests/ops tests/kernels
+	$(PYTHON) benchmarks/run.py --device cuda --json $(OUT)/ops_cuda.json
+
+clean:
+	rm -rf build dist out *.egg-info ragsr/*.so $(VENV)
+
+# One environment; each extra is installed once, and again when what it was built from changes.
+$(VENV)/.ready-%: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/pip install -q torch $(BUILD_TOOLS)
+	$(BIN)/pip install -q --no-build-isolation -e ".[$*]"
+	touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "ragsr needs Python 3.11 or later; $(PYTHON) is older: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "could not make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }

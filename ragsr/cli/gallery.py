@@ -1,0 +1,184 @@
+"""`ragsr gallery`: build, add, remove, info, search."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the library is imported when a command runs, so that --help is instant
+    from ragsr.gallery import Gallery, Hit
+
+Subparsers = Any  # argparse keeps the type to itself
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Register `gallery` and its commands."""
+    parser = subparsers.add_parser(
+        "gallery",
+        help="keep a searchable set of reference photos",
+        description="A gallery is a folder with a code for each of your photos, by which the photo most like another "
+        "is found. The photos stay where they are and are never changed.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    build = _command(
+        commands,
+        "build",
+        run_build,
+        "make a gallery, or go on with one that was interrupted",
+        "ragsr gallery build ~/Pictures/2024 ~/Pictures/house.jpg -o my-gallery",
+    )
+    _photos(build, "photos, and folders of photos to the bottom")
+    build.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="the gallery folder")
+    build.add_argument("--encoder", metavar="NAME", default="baseline-64", help="turns photos into codes (%(default)s)")
+
+    add = _command(
+        commands,
+        "add",
+        run_add,
+        "add photos; those it has already are not read again",
+        "ragsr gallery add my-gallery new/",
+    )
+    _folder(add)
+    _photos(add, "photos, and folders of photos to the bottom")
+
+    remove = _command(
+        commands,
+        "remove",
+        run_remove,
+        "take photos out of a gallery; the photo files stay",
+        "ragsr gallery remove my-gallery ~/Pictures/2024/blurred.jpg",
+    )
+    _folder(remove)
+    _photos(remove, "photos and folders to take out, on disk or gone")
+
+    info = _command(commands, "info", run_info, "say what a gallery holds", "ragsr gallery info my-gallery")
+    _folder(info)
+    info.add_argument("--json", action="store_true", help="print JSON")
+
+    search = _command(
+        commands,
+        "search",
+        run_search,
+        "find the photos most like another",
+        "ragsr gallery search old.jpg --gallery my-gallery -k 4 --plot hits.png",
+    )
+    search.add_argument("image", metavar="IMAGE", type=Path, help="the photo to look for")
+    search.add_argument("--gallery", metavar="DIR", type=Path, required=True, help="the gallery folder")
+    search.add_argument("-k", metavar="N", type=int, default=1, help="how many to find (%(default)s)")
+    search.add_argument("--json", action="store_true", help="print JSON")
+    search.add_argument("--plot", metavar="PNG", type=Path, help="draw the photo and what was found")
+
+
+def _command(commands: Subparsers, name: str, run: Any, text: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example: {example}"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _photos(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("photos", metavar="PHOTOS", type=Path, nargs="+", help=text)
+
+
+def _folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("gallery", metavar="DIR", type=Path, help="the gallery folder")
+
+
+# ------------------------------------------------------------------ commands
+
+
+def run_build(args: argparse.Namespace) -> int:
+    from ragsr.gallery import Gallery
+    from ragsr.image import find_images
+
+    find_images(args.photos)  # complain before a folder is made
+    there = Gallery.is_at(args.output)
+    gallery = Gallery.open(args.output, args.encoder) if there else Gallery.create(args.output, args.encoder)
+    return _add(gallery, args.photos)
+
+
+def run_add(args: argparse.Namespace) -> int:
+    from ragsr.gallery import Gallery
+
+    return _add(Gallery.open(args.gallery), args.photos)
+
+
+def run_remove(args: argparse.Namespace) -> int:
+    from ragsr.gallery import Gallery
+
+    with Gallery.open(args.gallery) as gallery:
+        removed = gallery.remove(args.photos)
+        _say(f"{gallery.folder}: {removed} removed, {len(gallery)} images left")
+    return 0
+
+
+def run_info(args: argparse.Namespace) -> int:
+    from ragsr.gallery import Gallery
+
+    with Gallery.open(args.gallery) as gallery:
+        info = vars(gallery.info())
+    if args.json:
+        print(json.dumps(info, indent=2, default=str))
+        return 0
+    missing = info.pop("missing")
+    for name, value in info.items():
+        print(f"{name.replace('_', ' '):<10} {value}")
+    print(f"{'missing':<10} {len(missing)}")
+    for path in missing:
+        print(f"  {path}")
+    return 0
+
+
+def run_search(args: argparse.Namespace) -> int:
+    from ragsr.gallery import Gallery
+    from ragsr.image import load_image
+
+    image = load_image(args.image)
+    with Gallery.open(args.gallery) as gallery:
+        hits = gallery.search(image, args.k)
+        encoder, bits, folder = gallery.encoder.id, gallery.encoder.bits, gallery.folder
+    if len(hits) < args.k:
+        _say(f"only {len(hits)} of the nearest are still on disk; ragsr gallery info {args.gallery} lists the missing")
+    if args.json:
+        found = [{"path": str(hit.path), "distance": hit.distance, "score": round(hit.score, 4)} for hit in hits]
+        query = str(args.image.resolve())
+        print(json.dumps({"query": query, "gallery": str(folder), "encoder": encoder, "hits": found}, indent=2))
+    else:
+        for hit in hits:
+            print(f"{hit.path}  {_nearness(hit, bits)}")
+    if args.plot:
+        _plot(args.image, hits, bits, args.plot)
+    return 0
+
+
+# ------------------------------------------------------------------ details
+
+
+def _add(gallery: "Gallery", photos: list[Path]) -> int:
+    with gallery:
+        report = gallery.add(photos)
+        for path, reason in report.unreadable:
+            _say(f"skipped {path}: {reason.removeprefix(f'{path}: ')}")
+        for path, original in report.duplicates:
+            _say(f"skipped {path}: the same file as {original}")
+        _say(f"{gallery.folder}: {report}; {len(gallery)} images")
+    return 0
+
+
+def _plot(query: Path, hits: "list[Hit]", bits: int, path: Path) -> None:
+    from ragsr.image import load_image, save_image
+    from ragsr.sheet import contact_sheet
+
+    found = [(load_image(hit.path), f"{n}. {hit.path.name}\n{_nearness(hit, bits)}") for n, hit in enumerate(hits, 1)]
+    save_image(contact_sheet([[(load_image(query), f"query\n{query.name}"), *found]]), path)
+
+
+def _nearness(hit: "Hit", bits: int) -> str:
+    return f"distance {hit.distance} of {bits}, score {hit.score:.2f}"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)

@@ -1,0 +1,151 @@
+"""Image codes: what a gallery is searched by.
+
+An encoder turns pictures into packed bits, and near pictures into near codes. Encoders stand in `ENCODERS` under their
+name; learned ones come behind the same interface. Codes of two encoders, or of two versions of one, never compare: a
+gallery remembers the `id` of its encoder.
+
+`baseline-64` needs no training and no stored numbers: it projects a fixed descriptor on 64 random hyperplanes and keeps
+the signs, so that the share of differing bits estimates the angle between two descriptors, d / 64 ≈ θ / π.
+
+Source: M. S. Charikar, "Similarity estimation techniques from rounding algorithms", STOC 2002 (the hyperplanes);
+J. Ji et al., "Super-bit locality-sensitive hashing", NIPS 2012 (making them orthogonal lowers the variance of that
+estimate); iRAG Sec. 3.1 (binary codes for retrieval).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ragsr.errors import InputError
+from ragsr.image import to_rgb
+from ragsr.ops import pack_bits
+
+
+class CodeEncoder(Protocol):
+    """Pictures to packed codes. `encode` may be called from several threads at once."""
+
+    name: str
+    version: int  # rises whenever the code of any picture changes
+    bits: int  # a multiple of 8
+
+    @property
+    def id(self) -> str:
+        """What two codes must share to be comparable."""
+        return f"{self.name}@{self.version}"
+
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """The codes of `images`, of any sizes and modes: uint8 [n, bits // 8], in the bit order of `ops.pack_bits`."""
+        ...
+
+
+class Baseline64(CodeEncoder):
+    """The training-free baseline: `describe`, 64 hyperplanes, signs."""
+
+    name = "baseline-64"
+    version = 1
+    bits = 64
+
+    def __init__(self) -> None:
+        self.planes = hyperplanes(self.bits, DESCRIPTOR_SIZE, seed=64)
+
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        descriptors = np.array([describe(image) for image in images]).reshape(-1, DESCRIPTOR_SIZE)
+        heights = (descriptors @ self.planes.T).round(9)  # the last digits belong to the machine, not to the picture
+        return pack_bits(torch.from_numpy(heights))
+
+
+ENCODERS: dict[str, Callable[[], CodeEncoder]] = {Baseline64.name: Baseline64}
+
+
+def load_encoder(name: str = "baseline-64") -> CodeEncoder:
+    """The encoder of that name. Raises `InputError` with the list of names."""
+    if name not in ENCODERS:
+        raise InputError(f"there is no encoder {name!r}; there are: {', '.join(sorted(ENCODERS))}")
+    return ENCODERS[name]()
+
+
+# ------------------------------------------------------------------ the descriptor
+
+SIDE = 64  # pixels: every picture is first squashed to SIDE x SIDE, which hides its size, noise and blur
+GRID = 4  # cells per side: coarse, so that a moved camera changes little
+ORIENTATIONS = 8  # bins over half a turn
+DESCRIPTOR_SIZE = GRID**2 * (1 + 2 + ORIENTATIONS)
+FAINT = 2 / 255  # contrast (root mean square) below which a part is noise and is not blown up to full length
+
+
+def describe(image: Image.Image) -> np.ndarray:
+    """A fixed descriptor of a picture: float64 [DESCRIPTOR_SIZE], three parts of length one (or less: see `_unit`).
+
+    1. the layout of light: mean luma on a grid, less its mean, so that brightness and contrast do not count;
+    2. the layout of colour: two opponent channels on a grid; gray is zero;
+    3. the layout of edges: per cell, gradient magnitude by orientation, less the mean over all bins.
+
+    Each part is zero for a picture without content of its kind and takes both signs over the pictures of the world, as
+    hyperplanes through the origin need.
+    """
+    small = to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)  # widens its filter when it shrinks
+    red, green, blue = np.moveaxis(np.asarray(small, dtype=np.float64) / 255, -1, 0)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    light = _cells(luma)
+    colour = np.stack([_cells(red - green), _cells((red + green) / 2 - blue)])
+    edges = _edges(luma)
+    parts = (light - light.mean(), FAINT), (colour, FAINT), (edges - edges.mean(), FAINT / ORIENTATIONS)
+    return np.concatenate([_unit(part, faint) for part, faint in parts])
+
+
+def _cells(x: np.ndarray) -> np.ndarray:
+    """The means of `x` [..., SIDE, SIDE] over the grid: [..., GRID, GRID]."""
+    step = SIDE // GRID
+    return x.reshape(*x.shape[:-2], GRID, step, GRID, step).mean((-3, -1))
+
+
+def _edges(luma: np.ndarray) -> np.ndarray:
+    """Mean gradient magnitude by orientation and cell: [ORIENTATIONS, GRID, GRID].
+
+    An angle between two bins counts for both, by nearness, so that a small turn makes a small change.
+    """
+    dy, dx = np.gradient(luma)
+    position = np.arctan2(dy, dx) / np.pi * ORIENTATIONS  # a line has no direction: half a turn is a whole circle
+    lower = np.floor(position)
+    share, first = position - lower, lower.astype(int) % ORIENTATIONS
+    bins = np.arange(ORIENTATIONS)[:, None, None]
+    weight = (bins == first) * (1 - share) + (bins == (first + 1) % ORIENTATIONS) * share
+    return _cells(weight * np.hypot(dx, dy))
+
+
+def _unit(part: np.ndarray, faint: float) -> np.ndarray:
+    """Flat and of length one; shorter where the root mean square of the part is below `faint`."""
+    part = part.ravel()
+    return part / max(float(np.linalg.norm(part)), faint * part.size**0.5)
+
+
+# ------------------------------------------------------------------ the hyperplanes
+
+
+def hyperplanes(count: int, size: int, seed: int) -> np.ndarray:
+    """Normal vectors of random hyperplanes, at right angles to each other: float64 [count, size], count <= size.
+
+    The same on every machine and for ever: `coins` made orthonormal row by row (Gram and Schmidt's vectors, which the
+    QR decomposition gives up to their signs).
+    """
+    basis, lengths = np.linalg.qr(coins(count, size, seed).T)
+    return (basis * np.sign(np.diag(lengths))).T
+
+
+def coins(count: int, size: int, seed: int) -> np.ndarray:
+    """Nearly normal random integers: float64 [count, size].
+
+    Number i, row by row from 1, is popcount(w_i) − 32, where w_i is output i of the SplitMix64 generator started at
+    `seed`: the heads of 64 fair coins less their mean.
+    """
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64
+        w = np.uint64(seed) + np.arange(1, count * size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        w = (w ^ (w >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        w = (w ^ (w >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        w = w ^ (w >> np.uint64(31))
+    heads = np.unpackbits(w.view(np.uint8).reshape(count, size, 8), axis=-1).sum(-1)
+    return heads.astype(np.float64) - 32

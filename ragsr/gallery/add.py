@@ -1,0 +1,164 @@
+"""How images come into a gallery: read by several threads, written by one, and only what is new.
+
+What is known by path, size and time is not read again; what is known by content is not decoded again.
+"""
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from ragsr.codes import CodeEncoder
+from ragsr.errors import InputError
+from ragsr.gallery.file import absolute_path, stored_path
+from ragsr.image import decode_image
+
+READERS = min(8, os.cpu_count() or 1)  # Pillow decodes without holding the interpreter's lock
+CHUNK = 16 * READERS  # images handed to the readers at a time
+
+
+@dataclass
+class Report:
+    """What became of every file that `Gallery.add` was given."""
+
+    added: int = 0
+    updated: int = 0  # the file at a known path had changed
+    moved: int = 0  # known content whose old path holds it no more
+    unchanged: int = 0
+    duplicates: list[tuple[Path, Path]] = field(default_factory=list)  # (skipped, the file with the same content)
+    unreadable: list[tuple[Path, str]] = field(default_factory=list)  # (skipped, why)
+
+    def __str__(self) -> str:
+        counts = {name: getattr(self, name) for name in ("added", "updated", "moved", "unchanged")}
+        counts |= {"duplicates skipped": len(self.duplicates), "unreadable skipped": len(self.unreadable)}
+        return ", ".join(f"{n} {name}" for name, n in counts.items() if n)
+
+
+class Reading(NamedTuple):
+    """One file, read. Without a code where its content was known already."""
+
+    size: int
+    mtime_ns: int
+    content: bytes  # SHA-256
+    width: int = 0
+    height: int = 0
+    code: bytes | None = None
+
+
+class Adder:
+    """Brings images into the `images` table of an open gallery file, inside a transaction of the caller."""
+
+    def __init__(self, connection: sqlite3.Connection, folder: Path, encoder: CodeEncoder) -> None:
+        self.connection = connection
+        self.folder = folder
+        self.encoder = encoder
+        self.report = Report()
+        self.known = {content for (content,) in connection.execute("SELECT content FROM images")}
+
+    def add(self, images: Sequence[Path], step_done: Callable[[], None], progress: bool) -> Report:
+        """Bring in `images`; `step_done` is called whenever the table is consistent."""
+        storable = [path for path in images if self._is_storable(path)]
+        changed = [path for path in storable if not self._is_unchanged(path)]
+        self.report.unchanged = len(storable) - len(changed)
+        # disable=None: no bar where nobody looks
+        with tqdm(total=len(changed), unit="image", desc="adding", disable=None if progress else True) as bar:
+            for path, reading in _in_parallel(self._read, changed):
+                self._enter(path, reading)
+                step_done()
+                bar.update()
+        return self.report
+
+    def _is_storable(self, path: Path) -> bool:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            self.report.unreadable.append((path, "the file name is not UTF-8; rename it"))
+            return False
+        return True
+
+    def _read(self, path: Path) -> Reading | str:
+        """Read one file (in a thread): what it holds, or the reason why it is of no use."""
+        try:
+            with path.open("rb") as file:
+                stat = os.fstat(file.fileno())
+                content = hashlib.file_digest(file, "sha256").digest()
+                if content in self.known:
+                    return Reading(stat.st_size, stat.st_mtime_ns, content)
+                file.seek(0)
+                image = decode_image(file, path)
+            code = self.encoder.encode([image]).numpy().tobytes()
+            return Reading(stat.st_size, stat.st_mtime_ns, content, *image.size, code)
+        except (InputError, OSError) as error:
+            return str(error)
+
+    def _enter(self, path: Path, reading: Reading | str) -> None:
+        stored = stored_path(self.folder, path)
+        if isinstance(reading, str):
+            self._forget(stored)
+            self.report.unreadable.append((path, reading))
+            return
+        holder = self._find("content", reading.content)
+        if holder is not None:
+            self._enter_known(path, stored, reading, holder[0])
+        elif reading.code is None:  # its twin changed while we were reading: it is new after all
+            self.known.discard(reading.content)
+            self._enter(path, self._read(path))
+        else:
+            self._enter_new(stored, reading)
+
+    def _enter_known(self, path: Path, stored: str, reading: Reading, holder: str) -> None:
+        """Content that the gallery holds already: touched, moved, or a second copy."""
+        if holder == stored:
+            self.report.unchanged += 1
+        elif self._is_unchanged(absolute_path(self.folder, holder)):
+            self._forget(stored)
+            self.report.duplicates.append((path, absolute_path(self.folder, holder)))
+            return
+        else:
+            self._forget(stored)
+            self.report.moved += 1
+        self.connection.execute(
+            "UPDATE images SET path = ?, size = ?, mtime_ns = ? WHERE content = ?",
+            (stored, reading.size, reading.mtime_ns, reading.content),
+        )
+
+    def _enter_new(self, stored: str, reading: Reading) -> None:
+        updated = self._forget(stored)
+        self.report.updated += updated
+        self.report.added += not updated
+        self.connection.execute(
+            "INSERT INTO images (path, size, mtime_ns, content, width, height, code) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (stored, *reading),
+        )
+        self.known.add(reading.content)
+
+    def _forget(self, stored: str) -> bool:
+        return self.connection.execute("DELETE FROM images WHERE path = ?", (stored,)).rowcount > 0
+
+    def _is_unchanged(self, path: Path) -> bool:
+        """Whether the gallery knows this very file, by path, size and time."""
+        row = self._find("path", stored_path(self.folder, path))
+        if row is None or not path.is_file():
+            return False
+        stat = path.stat()
+        return row[1:] == (stat.st_size, stat.st_mtime_ns)
+
+    def _find(self, column: str, value: str | bytes) -> tuple[str, int, int] | None:
+        """Path, size and time of the image with that `path` or `content`."""
+        query = f"SELECT path, size, mtime_ns FROM images WHERE {column} = ?"
+        row: tuple[str, int, int] | None = self.connection.execute(query, (value,)).fetchone()
+        return row
+
+
+def _in_parallel(read: Callable[[Path], Reading | str], paths: Sequence[Path]) -> Iterator[tuple[Path, Reading | str]]:
+    """Every path with what `read` says of it, in order, a chunk at a time."""
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(paths), CHUNK):
+            chunk = paths[start : start + CHUNK]
+            yield from zip(chunk, pool.map(read, chunk), strict=True)

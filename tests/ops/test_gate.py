@@ -1,0 +1,139 @@
+import pytest
+import torch
+from contract import assert_compiles, assert_gradients, assert_opcheck, assert_precise
+from golden import golden_cases
+
+from ragsr.ops import adain, cosine_gate, gated_blend
+from ragsr.ops.gate import FLAT
+
+
+@pytest.mark.parametrize("op", ["cosine_gate", "adain", "gated_blend"])
+@pytest.mark.parametrize("contract", [assert_precise, assert_opcheck, assert_gradients])
+def test_contract(op, contract):
+    contract(op)
+
+
+def test_compiles():
+    assert_compiles(lambda h, r: cosine_gate(h, r, [3, 4]), torch.randn(2, 9, 5), torch.randn(2, 7, 5))
+    assert_compiles(adain, torch.randn(2, 9, 5), torch.randn(2, 7, 5))
+    assert_compiles(gated_blend, torch.randn(2, 9), torch.randn(2, 9), torch.rand(9))
+
+
+# ------------------------------------------------------------------ cosine_gate
+
+
+@pytest.mark.parametrize("case", [c for c in golden_cases("refir_gate") if c.name != "degenerate"], ids=str)
+def test_golden_gate(case):
+    x, y, mask = (case.tensors[name] for name in ("x", "y", "mask"))
+    gate = cosine_gate(x.flatten(2).transpose(1, 2), y.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(gate.view_as(mask), mask, rtol=0, atol=case.config["atol_per_output"]["mask"])
+
+
+def test_mean_direction_equals_the_full_matrix_of_cosines():
+    h, h_ref = torch.randn(2, 40, 8).double(), torch.randn(2, 30, 8).double()
+    cosines = torch.cosine_similarity(h[:, :, None], h_ref[:, None], dim=-1)
+    for gate, part in zip(cosine_gate(h, h_ref, [10, 20]).unbind(1), cosines.split([10, 20], dim=2), strict=True):
+        mean = part.mean(2)
+        low, high = mean.aminmax(dim=1, keepdim=True)
+        torch.testing.assert_close(gate, (mean - low) / (high - low), rtol=0, atol=1e-6)
+
+
+def test_flat_maps_give_zero_and_let_no_gradient_through():
+    h = torch.randn(1, 1, 8).expand(1, 12, 8).clone().requires_grad_()
+    gate = cosine_gate(h, torch.randn(1, 5, 8))
+    gate.sum().backward()
+    assert not gate.any()
+    assert not h.grad.any()
+    nearly = torch.ones(1, 12, 2)
+    nearly[0, 3, 0] += FLAT / 4
+    assert not cosine_gate(nearly, torch.tensor([[[1.0, 0.0]]])).any()
+
+
+def test_nan_is_not_hidden_as_a_flat_map():
+    h = torch.randn(1, 4, 3)
+    h[0, 2] = float("nan")
+    assert cosine_gate(h, torch.randn(1, 4, 3)).isnan().any()
+
+
+def test_half_features_give_a_float32_gate_and_no_reference_an_empty_one():
+    assert cosine_gate(torch.randn(1, 9, 4).half(), torch.randn(1, 3, 4).half()).dtype == torch.float32
+    assert cosine_gate(torch.randn(2, 9, 4), torch.randn(2, 0, 4)).shape == (2, 0, 9)
+
+
+@pytest.mark.parametrize(
+    ("h", "h_ref", "lengths", "match"),
+    [
+        ((2, 3, 4), (1, 3, 4), None, r"h has shape \(2, 3, 4\) and h_ref \(1, 3, 4\)"),
+        ((1, 4, 3, 3), (1, 4, 3, 3), None, r"x\.flatten\(2\)"),
+        ((1, 0, 4), (1, 3, 4), None, "at least one token"),
+        ((1, 3, 4), (1, 5, 4), [2, 2], r"ref_lengths is \[2, 2\] and the references have 5 tokens together"),
+        ((1, 3, 4), (1, 5, 4), [5, 0], "one positive length per reference"),
+    ],
+)
+def test_gate_errors(h, h_ref, lengths, match):
+    with pytest.raises(ValueError, match=match):
+        cosine_gate(torch.zeros(h), torch.zeros(h_ref), lengths)
+
+
+# ------------------------------------------------------------------ adain
+
+
+@pytest.mark.parametrize("case", [c for c in golden_cases("adain") if c.name.startswith("heads")], ids=str)
+def test_golden_adain(case):
+    out = adain(case.tensors["content"], case.tensors["style"])
+    torch.testing.assert_close(out, case.tensors["out"], rtol=0, atol=case.config["atol_per_output"]["out"])
+
+
+def test_statistics_become_those_of_the_style():
+    x, style = torch.randn(2, 500, 3), 4 * torch.randn(2, 60, 3) + 1000
+    out = adain(x, style)
+    torch.testing.assert_close(out.mean(1), style.mean(1))
+    torch.testing.assert_close(out.std(1), style.std(1), rtol=1e-3, atol=0)
+
+
+def test_one_token():
+    style = torch.randn(2, 7, 3)
+    torch.testing.assert_close(adain(torch.randn(2, 1, 3), style), style.mean(1, keepdim=True))
+    only = torch.randn(2, 1, 3)
+    out = adain(torch.randn(2, 500, 3), only)  # variance 0: all but the eps goes
+    torch.testing.assert_close(out, only.expand_as(out), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(("x", "style"), [((3,), (3,)), ((2, 3), (2, 4)), ((2, 5, 3), (1, 5, 3)), ((2, 3), (0, 3))])
+def test_adain_errors(x, style):
+    with pytest.raises(ValueError, match="may differ in the number of tokens alone"):
+        adain(torch.zeros(x), torch.zeros(style))
+
+
+# ------------------------------------------------------------------ gated_blend
+
+
+def test_blend_keeps_or_takes_where_the_gate_says():
+    own, ref = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    gate = torch.tensor([0.0, 1.0, 0.5, 0.0, 1.0])
+    out = gated_blend(own, ref, gate)
+    assert torch.equal(out[..., [0, 3]], own[..., [0, 3]])
+    torch.testing.assert_close(out[..., [1, 4]], ref[..., [1, 4]])
+    torch.testing.assert_close(out[..., 2], (own + ref)[..., 2] / 2)
+
+
+def test_blend_takes_the_float32_gate_of_half_features():
+    own = torch.randn(2, 9, 4).bfloat16()
+    out = gated_blend(own, own + 1, torch.rand(2, 9, 1))
+    assert out.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("own", "ref", "gate", "error", "match"),
+    [
+        (torch.zeros(2, 3), torch.zeros(3), torch.zeros(()), ValueError, "they must be equal"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2), ValueError, r"broadcast to the features \(2, 3\)"),
+        (torch.zeros(1, 3), torch.zeros(1, 3), torch.zeros(2, 3), ValueError, r"gate has shape \(2, 3\)"),
+        (torch.zeros(3), torch.zeros(3), torch.zeros(1, 3), ValueError, "must broadcast"),
+        (torch.zeros(3), torch.zeros(3), torch.zeros(3).half(), TypeError, "gate is torch.float16; it must be float32"),
+        (torch.zeros(3), torch.zeros(3), torch.zeros(3, device="meta"), ValueError, "gate is on meta"),
+    ],
+)
+def test_blend_errors(own, ref, gate, error, match):
+    with pytest.raises(error, match=match):
+        gated_blend(own, ref, gate)
