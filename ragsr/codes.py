@@ -129,11 +129,13 @@ def _unit(part: np.ndarray, faint: float) -> np.ndarray:
 def hyperplanes(count: int, size: int, seed: int) -> np.ndarray:
     """Normal vectors of random hyperplanes, at right angles to each other: float64 [count, size], count <= size.
 
-    The same on every machine and for ever: `coins` made orthonormal row by row (Gram and Schmidt's vectors, which the
-    QR decomposition gives up to their signs).
+    The same on every machine and for ever: `coins`, made orthonormal row by row (Gram and Schmidt).
     """
-    basis, lengths = np.linalg.qr(coins(count, size, seed).T)
-    return (basis * np.sign(np.diag(lengths))).T
+    planes = coins(count, size, seed)
+    for i, row in enumerate(planes):
+        row -= planes[:i].T @ (planes[:i] @ row)
+        row /= np.linalg.norm(row)
+    return planes
 
 
 def coins(count: int, size: int, seed: int) -> np.ndarray:

@@ -4,6 +4,9 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,31 @@ def describe() -> dict[str, Any]:
         "cpu kernel": cpu_kernel(),
         "ops": {name: {"cpu": owner(name, "CPU"), "cuda": owner(name, "CUDA")} for name in sorted(_library.PLAIN_FORMS)},
     }
+
+
+def provenance() -> dict[str, Any]:
+    """What a saved number needs beside it: command, commit, date, versions and devices."""
+    found = describe()
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": found["versions"],
+        "devices": found["devices"],
+        "cpu kernel": found["cpu kernel"],
+    }
+
+
+def commit() -> str:
+    """The commit of the checkout this package is imported from, with "+" where files differ from it; else "unknown"."""
+    folder = Path(ragsr.ops.__file__).parents[2]
+    git = ["git", "-C", str(folder)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+" if changed.stdout else "")
 
 
 def owner(name: str, key: str) -> str:

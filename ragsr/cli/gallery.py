@@ -141,7 +141,7 @@ def run_search(args: argparse.Namespace) -> int:
         hits = gallery.search(image, args.k)
         encoder, bits, folder = gallery.encoder.id, gallery.encoder.bits, gallery.folder
     if len(hits) < args.k:
-        _say(f"only {len(hits)} of the nearest are still on disk; ragsr gallery info {args.gallery} lists the missing")
+        _say(f"only {len(hits)} of the {args.k} are still on disk; ragsr gallery info {args.gallery} lists the missing")
     if args.json:
         found = [{"path": str(hit.path), "distance": hit.distance, "score": round(hit.score, 4)} for hit in hits]
         query = str(args.image.resolve())
@@ -161,7 +161,7 @@ def _add(gallery: "Gallery", photos: list[Path]) -> int:
     with gallery:
         report = gallery.add(photos)
         for path, reason in report.unreadable:
-            _say(f"skipped {path}: {reason.removeprefix(f'{path}: ')}")
+            _say(f"skipped {path}: {reason}")
         for path, original in report.duplicates:
             _say(f"skipped {path}: the same file as {original}")
         _say(f"{gallery.folder}: {report}; {len(gallery)} images")

@@ -76,7 +76,7 @@ class Adder:
 
     def _is_storable(self, path: Path) -> bool:
         try:
-            str(path).encode()
+            stored_path(self.folder, path).encode()
         except UnicodeEncodeError:
             self.report.unreadable.append((path, "the file name is not UTF-8; rename it"))
             return False
@@ -94,8 +94,10 @@ class Adder:
                 image = decode_image(file, path)
             code = self.encoder.encode([image]).numpy().tobytes()
             return Reading(stat.st_size, stat.st_mtime_ns, content, *image.size, code)
-        except (InputError, OSError) as error:
-            return str(error)
+        except InputError as error:
+            return str(error).removeprefix(f"{path}: ")
+        except OSError as error:
+            return f"cannot be read ({error.strerror or error})"
 
     def _enter(self, path: Path, reading: Reading | str) -> None:
         stored = stored_path(self.folder, path)

@@ -114,9 +114,8 @@ class Gallery:
         with transaction(self._connection, self.folder) as step_done:
             report = Adder(self._connection, self.folder, self.encoder).add(images, step_done, progress)
         if len(report.unreadable) == len(images):
-            raise InputError(
-                f"none of {len(images)} files could be read as an image; the first: {report.unreadable[0][1]}"
-            )
+            path, reason = report.unreadable[0]
+            raise InputError(f"no images: none of {len(images)} files can be read; {path}: {reason}")
         return report
 
     def remove(self, paths: Iterable[str | Path]) -> int:
@@ -142,26 +141,23 @@ class Gallery:
         `InputError` for a k that is larger than the gallery.
         """
         index, stored = self._load()
-        if len(index) == 0:
+        count = len(index)
+        if count == 0:
+            raise InputError(f"{self.folder}: an empty gallery; add images: ragsr gallery add {self.folder} PHOTOS...")
+        if not 1 <= k <= count:
             raise InputError(
-                f"the gallery {self.folder} is empty; add images: ragsr gallery add {self.folder} PHOTOS..."
-            )
-        if not 1 <= k <= len(index):
-            raise InputError(
-                f"{k} references were asked for; the gallery {self.folder} holds {len(index)}: ask for 1 to that"
+                f"{self.folder}: {k} references were asked for and there are {count}; ask for 1 to {count}"
             )
         picture = image if isinstance(image, Image.Image) else load_image(image)
         code = self.encoder.encode([picture]).numpy()
         asked = k
         while True:
             distances, numbers = (row[0].tolist() for row in index.search(code, asked))
-            near = [
-                (absolute_path(self.folder, stored[number]), d) for d, number in zip(distances, numbers, strict=True)
-            ]
+            near = zip((absolute_path(self.folder, stored[number]) for number in numbers), distances, strict=True)
             hits = [Hit(path, distance, score(distance, index.bits)) for path, distance in near if path.is_file()]
-            if len(hits) >= k or asked == len(index):
+            if len(hits) >= k or asked == count:
                 return hits[:k]
-            asked = min(2 * asked, len(index))
+            asked = min(2 * asked, count)
 
     def info(self) -> Info:
         """Facts about the gallery; looks for every image on disk."""
