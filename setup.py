@@ -29,7 +29,7 @@ def flag(name: str) -> str:
 
 def refuse(problem: str) -> None:
     sys.exit(
-        f"\nragsr: {problem} Or install without compiled extensions, slower but complete: RAGSR_PLAIN=1 pip install .\n"
+        f"\nragsr: {problem} Or install without\ncompiled extensions, slower but complete: RAGSR_PLAIN=1 pip install .\n"
     )
 
 

@@ -28,9 +28,13 @@ def main() -> int:
         return 0
     rows = []
     for size in SIZES:
-        done = subprocess.run([sys.executable, __file__, "--one", str(size)], stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", str(size)], stdout=subprocess.PIPE, text=True, check=True
+        )
         rows.append(json.loads(done.stdout))
-        print("{size}²: {seconds:.1f} s, peak {peak_mib} MiB (of which {import_mib} after importing)".format(**rows[-1]))
+        print(
+            "{size}²: {seconds:.1f} s, peak {peak_mib} MiB (of which {import_mib} after importing)".format(**rows[-1])
+        )
     if args.json:
         from ragsr.env import provenance
 
@@ -40,9 +44,10 @@ def main() -> int:
 
 
 def measure(size: int) -> dict[str, Any]:
+    from ragsr.pipelines import restore
+
     from ragsr.cli.demo import PHOTO, TRUE_REFERENCE, photo_folder
     from ragsr.image import load_image
-    from ragsr.pipelines import restore
 
     low = load_image(photo_folder() / PHOTO).resize((size // 4, size // 4), 3)
     reference = load_image(photo_folder() / TRUE_REFERENCE).resize((1152, 768), 3)

@@ -26,7 +26,9 @@ def describe() -> dict[str, Any]:
         "libraries": {f"ragsr.{stem}": reason or "loaded" for stem, reason in _library.BINARIES.items()}
         | {"ragsr._index": why_no_index() or "loaded", "triton": _library.why_no_triton() or "loaded"},
         "cpu kernel": cpu_kernel(),
-        "ops": {name: {"cpu": owner(name, "CPU"), "cuda": owner(name, "CUDA")} for name in sorted(_library.PLAIN_FORMS)},
+        "ops": {
+            name: {"cpu": owner(name, "CPU"), "cuda": owner(name, "CUDA")} for name in sorted(_library.PLAIN_FORMS)
+        },
     }
 
 

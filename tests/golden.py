@@ -32,7 +32,11 @@ def golden_cases(item: str) -> list[Case]:
     cases = json.loads((folder / "meta.json").read_text())["cases"]
     tensors = load_file(folder / "tensors.safetensors")
     return [
-        Case(name, config, {n.removeprefix(f"{name}."): _float(x) for n, x in tensors.items() if n.startswith(f"{name}.")})
+        Case(
+            name,
+            config,
+            {n.removeprefix(f"{name}."): _float(x) for n, x in tensors.items() if n.startswith(f"{name}.")},
+        )
         for name, config in cases.items()
     ]
 

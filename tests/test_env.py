@@ -59,7 +59,11 @@ def test_every_cpu_kernel_of_this_machine_gives_the_same_answer():
         else:
             assert f"RAGSR_CPU is '{kernel}', but this machine has: portable" in done.stderr
     plain = subprocess.run(
-        [sys.executable, "-c", script], env=os.environ | {"RAGSR_PLAIN": "1"}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script],
+        env=os.environ | {"RAGSR_PLAIN": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "portable" in answers
     assert set(answers.values()) == {plain.stdout}

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
+from pictures import picture, write_photos
 from PIL import Image
 
 import ragsr.codes
@@ -23,20 +23,9 @@ from ragsr.gallery import Gallery
 from ragsr.gallery.gallery import score
 
 
-def picture(seed: int, width: int = 48, height: int = 32) -> Image.Image:
-    """Smooth colours, other ones for every seed."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """photos/0.png to 5.png, the last two in a folder below."""
-    folder = tmp_path / "photos"
-    (folder / "deep").mkdir(parents=True)
-    for seed in range(6):
-        picture(seed).save(folder / ("deep" if seed > 3 else "") / f"{seed}.png")
-    return folder
+    return write_photos(tmp_path / "photos")
 
 
 @pytest.fixture

@@ -5,19 +5,22 @@ import json
 from pathlib import Path
 
 import pytest
+from pictures import picture, write_photos
 from PIL import Image
 
 from ragsr.cli import gallery as command
 from ragsr.cli import main
 from ragsr.gallery import Gallery
 from ragsr.sheet import contact_sheet
-from tests.test_gallery import photos, picture
-
-__all__ = ["photos"]  # a fixture
 
 
 def run(*arguments: str | Path) -> int:
     return main(["gallery", *map(str, arguments)])
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_photos(tmp_path / "photos")
 
 
 @pytest.fixture

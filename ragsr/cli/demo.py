@@ -38,7 +38,9 @@ def add_parser(commands: Any) -> None:
         "and without that reference, and write one picture (demo.png), a table (demo.json) and the gallery.",
         epilog="example: ragsr demo -o out/demo",
     )
-    parser.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("ragsr-demo"), help="where to (%(default)s)")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, default=Path("ragsr-demo"), help="where to (%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     parser.set_defaults(run=run)
 
@@ -105,7 +107,10 @@ def restore_both(low: "Image.Image", folder: Path, output: Path) -> tuple[list[s
     with Gallery.open(output / "gallery") if there else Gallery.create(output / "gallery") as gallery:
         gallery.add([folder / name for name in (TRUE_REFERENCE, *OTHERS)])
         ranks = [hit.path.name for hit in gallery.search(low, len(gallery))]
-        return ranks, {"no reference": restore(low, scale=SCALE), "reference": restore(low, gallery=gallery, scale=SCALE)}
+        return ranks, {
+            "no reference": restore(low, scale=SCALE),
+            "reference": restore(low, gallery=gallery, scale=SCALE),
+        }
 
 
 def scores(low: "Image.Image", truth: "Image.Image", restored: dict[str, "Restored"]) -> list[dict[str, Any]]:

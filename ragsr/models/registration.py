@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ragsr.models.resample import resize
 from ragsr.ops import correlation_topk
 
 PATCH = 7  # side of the patches of the global search
@@ -81,7 +80,9 @@ def fill(field: Tensor, confidence: Tensor) -> Tensor:
         filled += missing * sure * box(field * confidence, side) / weight.clamp(min=1e-9)
         missing = missing * (1 - sure)
         if side > 2 * max(field.shape[2:]):
-            return filled + missing * (field * confidence).mean((2, 3), keepdim=True) / confidence.mean().clamp(min=1e-9)
+            return filled + missing * (field * confidence).mean((2, 3), keepdim=True) / confidence.mean().clamp(
+                min=1e-9
+            )
         side = 2 * side + 1
 
 

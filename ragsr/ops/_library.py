@@ -1,8 +1,8 @@
 """The one torch.library handle, and the compiled libraries that plug into it.
 
-Every op is defined here in Python, by `define`: a schema, the plain PyTorch form, a fake, and autograd where a gradient
-has meaning. Kernels plug in underneath: C++ and CUDA libraries when they load, Triton through `claim`. The dispatcher is
-the only registry: whoever holds the dispatch key of a device owns the op there, and the plain form
+Every op is defined here in Python, by `define`: a schema, the plain PyTorch form, a fake, and autograd where a
+gradient has meaning. Kernels plug in underneath: C++ and CUDA libraries when they load, Triton through `claim`. The
+dispatcher is the only registry: whoever holds the dispatch key of a device owns the op there, and the plain form
 (`CompositeExplicitAutograd`) runs wherever nobody does.
 
 `RAGSR_PLAIN=1` stops before any kernel is loaded: the whole run uses the plain forms. It is read once, at import.
@@ -36,7 +36,7 @@ def define(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
-    """Define `ragsr::<name>` from its schema, its plain form, its fake and (where a gradient has meaning) its backward."""
+    """Define `ragsr::<name>` from its schema, plain form, fake and, where a gradient has meaning, its backward."""
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, plain, "CompositeExplicitAutograd")

@@ -40,7 +40,9 @@ def resources(source: ASTSource, architecture: int) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        listing = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+        listing = subprocess.run(
+            [CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        )
     numbers = dict(re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", listing.stdout))
     return {
         "registers": int(numbers["REG"]),

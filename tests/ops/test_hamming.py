@@ -84,7 +84,9 @@ def test_plain_form_in_small_blocks(monkeypatch):
     torch.testing.assert_close(parts, whole, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.bool]
+)
 def test_pack_bits_is_numpy_packbits(dtype):
     x = torch.randn(5, 77).mul(3).to(dtype)
     wanted = np.packbits((x > 0).numpy(), axis=-1, bitorder="little")
@@ -99,15 +101,31 @@ def test_pack_bits_of_zero_and_nan_is_zero():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: ops.hamming_topk(torch.zeros(2, 8), random_codes(3, 8), 1), TypeError, "pack them with ragsr.ops.pack_bits"),
-        (lambda: ops.hamming_topk(random_codes(2, 8)[0], random_codes(3, 8), 1), ValueError, r"must be \[rows, bytes\]"),
-        (lambda: ops.hamming_topk(random_codes(2, 8), random_codes(3, 4), 1), ValueError, "queries have 8 bytes and codes 4"),
+        (
+            lambda: ops.hamming_topk(torch.zeros(2, 8), random_codes(3, 8), 1),
+            TypeError,
+            "pack them with ragsr.ops.pack_bits",
+        ),
+        (
+            lambda: ops.hamming_topk(random_codes(2, 8)[0], random_codes(3, 8), 1),
+            ValueError,
+            r"must be \[rows, bytes\]",
+        ),
+        (
+            lambda: ops.hamming_topk(random_codes(2, 8), random_codes(3, 4), 1),
+            ValueError,
+            "queries have 8 bytes and codes 4",
+        ),
         (lambda: ops.hamming_topk(random_codes(2, 8), random_codes(3, 8), 4), ValueError, "k is 4 with 3 candidates"),
         (lambda: ops.hamming_topk(random_codes(2, 8), random_codes(3, 8), 0), ValueError, "k is 0"),
         (lambda: ops.hamming_topk(random_codes(2, 8), random_codes(0, 8), 1), ValueError, "k is 1 with 0 candidates"),
         (lambda: ops.hamming_distance(random_codes(2, 129), random_codes(2, 129)), ValueError, "1 to 128 are allowed"),
         (lambda: ops.hamming_distance(random_codes(2, 0), random_codes(2, 0)), ValueError, "1 to 128 are allowed"),
-        (lambda: ops.hamming_topk(random_codes(2, 8), random_codes(3, 8).to("meta"), 1), ValueError, "move them to one device"),
+        (
+            lambda: ops.hamming_topk(random_codes(2, 8), random_codes(3, 8).to("meta"), 1),
+            ValueError,
+            "move them to one device",
+        ),
         (lambda: ops.pack_bits(torch.zeros(3, dtype=torch.complex64)), TypeError, "sign of real numbers"),
         (lambda: ops.pack_bits(torch.zeros(3, 0)), ValueError, "at least one component"),
         (lambda: ops.pack_bits(torch.tensor(1.0)), ValueError, "at least one component"),
