@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ragsr.gallery import Gallery, Hit
     from ragsr.image import load_image, save_image
     from ragsr.metrics import psnr, ssim
-    from ragsr.restore import Restored, restore
+    from ragsr.pipelines import Restored, restore
     from ragsr.search import Index
 
 __all__ = [
@@ -41,11 +41,11 @@ HOMES = {
     "Hit": "gallery",
     "Index": "search",
     "InputError": "errors",
-    "Restored": "restore",
+    "Restored": "pipelines",
     "load_encoder": "codes",
     "load_image": "image",
     "psnr": "metrics",
-    "restore": "restore",
+    "restore": "pipelines",
     "save_image": "image",
     "ssim": "metrics",
 }

@@ -1,7 +1,7 @@
 """PSNR and SSIM the way each project computes them, and the hit rate of a search.
 
-The same two images differ by more than a decibel between projects: Y in studio range is flatter than R, G and B, some cut
-a border off, some round to 8 bits first. So a number is worth something only with its preset: print both.
+The same two images differ by more than a decibel between projects: Y in studio range is flatter than R, G and B, some
+cut a border off, some round to 8 bits first. So a number is worth something only with its preset: print both.
 
     PSNR = 10 log10(1 / mean((a − b)²))            pixels in [0, 1]
     SSIM = mean of (2 μa μb + C1)(2 σab + C2) / ((μa² + μb² + C1)(σa² + σb² + C2)),  C1 = 0.01², C2 = 0.03²
@@ -107,8 +107,8 @@ PRESETS = {
 def psnr(a: Picture, b: Picture, preset: str = "refir") -> float:
     """Peak signal-to-noise ratio in dB: higher is nearer, `inf` for equal images unless the preset says otherwise.
 
-    Images are tensors [1, 3, H, W] in [0, 1] or pictures of one size. Raises `InputError` for different or too small sizes,
-    NaN, and an unknown preset.
+    Images are tensors [1, 3, H, W] in [0, 1] or pictures. Raises `InputError` for different or too small sizes, for NaN
+    and for an unknown preset.
     """
     rules = find_preset(preset)
     a, b = _prepared(a, b, rules)

@@ -70,8 +70,8 @@ class _Codes:
         return len(self.codes)
 
     def add(self, codes: np.ndarray) -> None:
-        self.codes = torch.cat((self.codes, torch.from_numpy(codes)))
+        self.codes = torch.cat((self.codes, torch.tensor(codes)))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        distances, indices = hamming_topk(torch.from_numpy(queries), self.codes, k)
+        distances, indices = hamming_topk(torch.tensor(queries), self.codes, k)
         return distances.numpy(), indices.numpy()

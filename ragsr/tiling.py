@@ -5,14 +5,15 @@
           context   │ fade in │          │ fade out│   context
                     └─ a tile owns this part of the low-quality image
 
-A tile is restored together with `context` pixels of the image around it, which are then thrown away: where a model looks
-no further than its context, every tile agrees with the whole image. Neighbours share `OVERLAP` pixels, over which one
-fades into the other along a raised cosine; the weights of all tiles add up to one at every pixel.
+A tile is restored together with `context` pixels of the image around it, which are then thrown away: where a model
+looks no further than its context, every tile agrees with the whole image. Neighbours share `OVERLAP` pixels or a little
+more, over which one fades into the other along a raised cosine; the weights of all tiles add up to one at every pixel.
 
 Memory: the model sees (tile + 2 · context)² low-quality pixels at a time; the result takes 16 bytes per output pixel.
 All lengths are low-quality pixels.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
@@ -24,7 +25,7 @@ from ragsr.errors import InputError
 
 AUTO = 256  # a side of a tile when nobody says otherwise: 1024² output pixels at scale 4
 OVERLAP = 16
-SMALLEST = 2 * OVERLAP  # a tile fades in and out without the two meeting
+SMALLEST = 4 * OVERLAP  # room for a tile to fade in and out without the two meeting
 LEAST = 16  # a smaller side is continued by reflection before a model sees it
 
 ModelCall = Callable[[Tensor], tuple[Tensor, Tensor]]  # [1, 3, h, w] -> [1, 3, h·scale, w·scale], [1, 1, same]
@@ -56,7 +57,7 @@ class Tile:
 
 
 def tile_size(tile: int | str) -> int:
-    """`tile` as a number of pixels: "auto" is 256. Raises `InputError` for anything but that and whole numbers from 32."""
+    """`tile` as a number of pixels: "auto" is 256. Raises `InputError` for anything but that and numbers from 64 on."""
     if tile == "auto":
         return AUTO
     try:
@@ -81,11 +82,11 @@ def restore_tiled(
     tile: int,
     context: int,
 ) -> tuple[Tensor, Tensor]:  # [1, 3, h·scale, w·scale] and [1, 1, h·scale, w·scale]
-    """Restore `low` tile by tile and blend: the restored image and the weight of the references, on the device of `low`."""
+    """Restore `low` tile by tile and blend: the restored image and the weight of the references, where `low` lies."""
     height, width = low.shape[-2:]
     low = reflect_to(low, max(height, LEAST), max(width, LEAST))
     blended = low.new_zeros(1, 4, low.shape[-2] * scale, low.shape[-1] * scale)
-    for part in plan_tiles(*low.shape[-2:], tile):
+    for part in plan_tiles(low.shape[-2], low.shape[-1], tile):
         outer = [_widen(span, context, length) for span, length in zip(_spans(part), low.shape[-2:], strict=True)]
         restored = torch.cat(model_call(low[..., outer[0], outer[1]]), dim=1).to(low)
         kept = [_slice(s, scale, o.start) for s, o in zip(_spans(part), outer, strict=True)]
@@ -115,8 +116,8 @@ def _plan_spans(length: int, tile: int, overlap: int) -> list[Span]:
         return [Span(0, length, 0, 0)]
     count = ceil((length - overlap) / (tile - overlap))
     size = ceil((length - overlap) / count) + overlap
-    starts = [min(i * (size - overlap), length - size) for i in range(count)]
-    shared = [0, *(before + size - after for before, after in zip(starts, starts[1:], strict=False)), 0]
+    starts = [i * (length - size) // (count - 1) for i in range(count)]
+    shared = [0, *(before + size - after for before, after in itertools.pairwise(starts)), 0]
     return [Span(start, start + size, shared[i], shared[i + 1]) for i, start in enumerate(starts)]
 
 

@@ -56,6 +56,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
     assert np.array_equal(pixels(tmp_path / "x.png"), np.asarray(upright))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_is_no_reason_to_refuse(tmp_path: Path) -> None:
     gradient().save(tmp_path / "x.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff rubbish")
     assert np.array_equal(pixels(tmp_path / "x.png"), np.asarray(gradient()))

@@ -17,7 +17,7 @@ GAUSSIAN = {
     "gaussian_weights": True,
     "sigma": 1.5,
     "use_sample_covariance": False,
-}  # 11 pixels, as truncate = 3.5 gives
+}  # 11 pixels wide
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_wrong_shapes(measure, shapes, message):
 def test_an_image_too_small_for_the_window():
     x = torch.zeros(1, 3, 18, 40)
     assert psnr(x, x) == pytest.approx(80)
-    with pytest.raises(InputError, match="needs 11 pixels a side .* 32x10 are left"):
+    with pytest.raises(InputError, match=r"needs 11 pixels a side .* 32x10 are left"):
         ssim(x, x)
 
 

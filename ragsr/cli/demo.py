@@ -145,7 +145,7 @@ def sheet(
     decibel = {row["method"]: f"{row['psnr']:.2f} dB" for row in results["rows"]}
     hit = restored["reference"].references[0]
     cells = [
-        (low.resize(truth.size, 0), f"low quality\n{low.width}×{low.height}"),
+        (low.resize(truth.size, 0), f"low quality\n{low.width} x {low.height}"),
         (low.resize(truth.size, 3), f"bicubic\n{decibel['bicubic']}"),
         (restored["no reference"].image, f"restored without reference\n{decibel['no reference']}"),
         (restored["reference"].image, f"restored with the reference found\n{decibel['reference']}"),

@@ -1,0 +1,193 @@
+"""RefSR: restore a low-quality photo with references, iRAG's path.
+
+    photo ──▶ retrieve ──▶ prepare ──▶ restore ──▶ picture
+              gallery,     once per    tiles, each sees
+              by hash      reference   the whole references
+
+Source: iRAG Sec. 3 (hash retrieval, then reference-based super-resolution).
+"""
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ragsr.errors import InputError
+from ragsr.gallery import Gallery
+from ragsr.image import MAX_PIXELS, image_to_tensor, load_image, tensor_to_image, to_rgb
+from ragsr.tiling import restore_tiled, tile_size
+
+REMEMBERED = 4  # prepared sets of references that are kept: the photos of a folder often share one
+
+
+class Model(Protocol):
+    """A reference-based restoration model, as `ragsr.models.load_model` gives it."""
+
+    name: str
+    scale: int
+    context: int  # low-quality pixels around a tile on which the tile depends
+
+    def prepare(self, references: Sequence[Tensor]) -> Any:
+        """All that depends on the references alone; each is [1, 3, H, W] in [0, 1]. There may be none."""
+        ...
+
+    def __call__(self, low: Tensor, prepared: Any) -> tuple[Tensor, Tensor]:
+        """[1, 3, h, w] -> restored [1, 3, h·scale, w·scale] and the weight of the references [1, 1, same]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference that was used, and how near the search found it."""
+
+    path: Path | None  # None for a picture in memory
+    distance: int | None = None  # differing bits of the codes; None where no search was made
+    score: float | None = None  # in [0, 1], see `Gallery.search`
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A restored photo and where it comes from."""
+
+    image: Image.Image
+    references: list[Reference]  # nearest first
+    weight: Tensor  # float32 [1, 1, H, W] in [0, 1]: how much of each pixel came from the references
+    milliseconds: dict[str, float]  # per stage: load, search, prepare, restore, save
+
+    @property
+    def reference_share(self) -> float:
+        """The mean of `weight`."""
+        return float(self.weight.mean())
+
+
+class RefSRPipeline:
+    """Restores photos one by one; what it prepared for the last sets of references is kept."""
+
+    def __init__(
+        self, model: Model, device: str | torch.device = "cpu", tile: int | str = "auto", seed: int = 0
+    ) -> None:
+        self.model = model
+        self.device = torch.device(device)
+        self.tile = tile_size(tile)
+        self.seed = seed  # for models that draw random numbers
+        self._prepared: OrderedDict[tuple[object, ...], Any] = OrderedDict()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        photo: str | Path | Image.Image | Tensor,  # a tensor is [1, 3, h, w] in [0, 1]
+        references: Sequence[str | Path | Image.Image] = (),
+        gallery: Gallery | None = None,
+        k: int = 1,
+    ) -> Restored:
+        """Restore one photo with `references`, or with the k nearest of `gallery`, or with neither."""
+        milliseconds: dict[str, float] = {}
+        with timed(milliseconds, "load"):
+            low = self.load(photo)
+        with timed(milliseconds, "search"):
+            found = named(references) if gallery is None else self.retrieve(gallery, low, k)
+        with timed(milliseconds, "prepare"):
+            prepared = self.prepare(
+                references if gallery is None else [hit.path for hit in found if hit.path is not None]
+            )
+        with timed(milliseconds, "restore"):
+            restored, weight = self.restore(low, prepared)
+            picture = tensor_to_image(restored)
+        return Restored(picture, found, weight, milliseconds)
+
+    def load(self, photo: str | Path | Image.Image | Tensor) -> Tensor:
+        """The photo as a tensor [1, 3, h, w], checked."""
+        low = photo if isinstance(photo, Tensor) else image_to_tensor(as_picture(photo))
+        check_low(low)
+        height, width = (side * self.model.scale for side in low.shape[-2:])
+        if height * width > MAX_PIXELS:
+            raise InputError(
+                f"the result would be {width}x{height} = {height * width / 1e6:.0f} megapixels, and "
+                f"{MAX_PIXELS / 1e6:.0f} are allowed; scale the photo down or cut it up first"
+            )
+        return low.detach().float().cpu()
+
+    def retrieve(self, gallery: Gallery, low: Tensor, k: int) -> list[Reference]:
+        """The k nearest images of the gallery."""
+        hits = gallery.search(tensor_to_image(low), k)
+        if not hits:
+            raise InputError(
+                f"{gallery.folder}: none of its images is on disk; ragsr gallery info {gallery.folder} lists them"
+            )
+        return [Reference(hit.path, hit.distance, hit.score) for hit in hits]
+
+    def prepare(self, references: Sequence[str | Path | Image.Image]) -> Any:
+        """What the model needs to know of the references; remembered while the same files are asked for."""
+        key = tuple(map(fingerprint, references))
+        if key not in self._prepared:
+            tensors = [image_to_tensor(as_picture(reference)).to(self.device) for reference in references]
+            self._prepared[key] = self.model.prepare(tensors)
+        self._prepared.move_to_end(key)
+        while len(self._prepared) > REMEMBERED:
+            self._prepared.popitem(last=False)
+        return self._prepared[key]
+
+    def restore(self, low: Tensor, prepared: Any) -> tuple[Tensor, Tensor]:
+        """[1, 3, h, w] -> [1, 3, H, W] and the weight of the references [1, 1, H, W], tile by tile."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            return restore_tiled(
+                lambda part: self.model(part.to(self.device), prepared),
+                low,
+                self.model.scale,
+                self.tile,
+                self.model.context,
+            )
+
+
+# ------------------------------------------------------------------ details
+
+
+@contextmanager
+def timed(milliseconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note how long a stage took."""
+    start = time.perf_counter()
+    yield
+    milliseconds[stage] = (time.perf_counter() - start) * 1000
+
+
+def named(references: Sequence[str | Path | Image.Image]) -> list[Reference]:
+    """References that the user named: there was no search."""
+    return [Reference(None if isinstance(r, Image.Image) else Path(r)) for r in references]
+
+
+def as_picture(source: str | Path | Image.Image) -> Image.Image:
+    return source if isinstance(source, Image.Image) else load_image(source)
+
+
+def fingerprint(reference: str | Path | Image.Image) -> tuple[object, ...]:
+    """What a prepared reference is remembered by: the file in its present state, or the content of a picture."""
+    if isinstance(reference, Image.Image):
+        return reference.size, hashlib.sha256(to_rgb(reference).tobytes()).digest()
+    path = Path(reference).resolve()
+    try:
+        state = path.stat()
+    except OSError:  # loading it will say what is wrong
+        return (path,)
+    return path, state.st_mtime_ns, state.st_size
+
+
+def check_low(low: Tensor) -> None:
+    if low.ndim != 4 or low.shape[:2] != (1, 3) or 0 in low.shape:
+        raise InputError(f"a photo must be a tensor [1, 3, height, width]; this one is {list(low.shape)}")
+    if not low.is_floating_point():
+        raise InputError(f"a photo must hold floating-point numbers in [0, 1]; this tensor is {low.dtype}")
+    if not low.isfinite().all():
+        raise InputError("the photo's tensor holds NaN or infinite values; repair or replace them first")
+    if low.min() < 0 or low.max() > 1:
+        raise InputError(
+            f"the photo's tensor goes from {float(low.min()):.3g} to {float(low.max()):.3g}; values must lie in [0, 1]"
+        )
