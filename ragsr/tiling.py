@@ -85,16 +85,17 @@ def restore_tiled(
     """Restore `low` tile by tile and blend: the restored image and the weight of the references, where `low` lies."""
     height, width = low.shape[-2:]
     low = reflect_to(low, max(height, LEAST), max(width, LEAST))
-    blended = low.new_zeros(1, 4, low.shape[-2] * scale, low.shape[-1] * scale)
-    for part in plan_tiles(low.shape[-2], low.shape[-1], tile):
-        outer = [_widen(span, context, length) for span, length in zip(_spans(part), low.shape[-2:], strict=True)]
-        restored = torch.cat(model_call(low[..., outer[0], outer[1]]), dim=1).to(low)
-        kept = [_slice(s, scale, o.start) for s, o in zip(_spans(part), outer, strict=True)]
-        place = [_slice(s, scale) for s in _spans(part)]
+    rows, columns = low.shape[-2:]
+    blended = [low.new_zeros(1, channels, rows * scale, columns * scale) for channels in (3, 1)]
+    for part in plan_tiles(rows, columns, tile):
+        outer = _widen(part.rows, context, rows), _widen(part.columns, context, columns)
+        kept = _slice(part.rows, scale, outer[0].start), _slice(part.columns, scale, outer[1].start)
+        place = _slice(part.rows, scale), _slice(part.columns, scale)
         weights = part.rows.weights(scale)[:, None] * part.columns.weights(scale)
-        blended[..., place[0], place[1]] += restored[..., kept[0], kept[1]] * weights.to(low)
-    blended = blended[..., : height * scale, : width * scale]
-    return blended[:, :3], blended[:, 3:]
+        for total, piece in zip(blended, model_call(low[..., outer[0], outer[1]]), strict=True):
+            total[..., place[0], place[1]] += piece.to(low)[..., kept[0], kept[1]] * weights.to(low)
+    restored, weight = (total[..., : height * scale, : width * scale] for total in blended)
+    return restored, weight
 
 
 def reflect_to(x: Tensor, height: int, width: int) -> Tensor:
@@ -119,10 +120,6 @@ def _plan_spans(length: int, tile: int, overlap: int) -> list[Span]:
     starts = [i * (length - size) // (count - 1) for i in range(count)]
     shared = [0, *(before + size - after for before, after in itertools.pairwise(starts)), 0]
     return [Span(start, start + size, shared[i], shared[i + 1]) for i, start in enumerate(starts)]
-
-
-def _spans(tile: Tile) -> tuple[Span, Span]:
-    return tile.rows, tile.columns
 
 
 def _widen(span: Span, context: int, length: int) -> slice:

@@ -140,9 +140,7 @@ def check_references(args: argparse.Namespace, pipeline: "RefSRPipeline", galler
     if gallery is None:
         pipeline.prepare(args.ref or ())  # stays prepared
     elif not 1 <= args.k <= len(gallery):
-        raise InputError(
-            f"-k is {args.k} and the gallery {args.gallery} holds {len(gallery)} images; ask for 1 to that many"
-        )
+        raise InputError(f"{args.gallery}: {args.k} references were asked for and there are {len(gallery)}")
 
 
 def restore_all(
@@ -200,14 +198,13 @@ def describe(record: Record, gallery: "Gallery | None") -> str:
     """One line on one photo."""
     if record["skipped"]:
         return f"{record['output']}: is there already, skipped (--overwrite redoes it)"
-    used = [
-        reference["path"]
-        if gallery is None
-        else f"{reference['path']} (distance {reference['distance']} of {gallery.encoder.bits}, score {reference['score']:.2f})"
-        for reference in record["references"]
-    ]
+    used = [f"{r['path']}{'' if gallery is None else nearness(r, gallery)}" for r in record["references"]]
     source = f"{record['reference_share']:.0%} from {', '.join(used)}" if used else "without reference"
     return f"{record['input']} -> {record['output']}: {source}, {record['seconds']:.1f} s"
+
+
+def nearness(reference: Record, gallery: "Gallery") -> str:
+    return f" (distance {reference['distance']} of {gallery.encoder.bits}, score {reference['score']:.2f})"
 
 
 def settings(args: argparse.Namespace, pipeline: "RefSRPipeline") -> dict[str, Any]:

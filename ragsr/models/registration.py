@@ -20,6 +20,9 @@ from ragsr.ops import correlation_topk
 
 PATCH = 7  # side of the patches of the global search
 LUMA = (0.299, 0.587, 0.114)
+ENOUGH = 0.1  # mean confidence of a window from which on `fill` looks no further
+DIRECTIONS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x]
+NOISE = 1e-5  # variance of a window without texture: (0.8 / 255)²
 
 
 def luma(x: Tensor) -> Tensor:
@@ -55,38 +58,38 @@ def global_match(query: Tensor, reference: Tensor) -> Tensor:
     return target - grid(query)
 
 
-def evidence(field: Tensor, spacing: int = 3, reach: int = 2) -> Tensor:
-    """The share of the neighbours `spacing` and more pixels away that go the same way, within a pixel: [1, 1, h, w]."""
+def evidence(field: Tensor, positions: int, spacing: int = 3, reach: int = 2) -> Tensor:
+    """The share of the neighbours `spacing` and more pixels away that go the same way within a pixel: [1, 1, h, w].
+
+    A field that picks one of `positions` by chance hits the 3 × 3 around the right one 9 / positions of the time; that
+    much does not count.
+    """
     h, w = field.shape[2:]
     far = spacing * reach
     around = F.pad(field, (far,) * 4, value=torch.inf)
-    offsets = [(y, x) for y in range(0, 2 * far + 1, spacing) for x in range(0, 2 * far + 1, spacing)]
-    agreeing = [
+    steps = range(0, 2 * far + 1, spacing)
+    agree = [
         ((around[:, :, y : y + h, x : x + w] - field).abs().amax(1, keepdim=True) <= 1).float()
-        for y, x in offsets
+        for y in steps
+        for x in steps
         if (y, x) != (far, far)
     ]
-    return torch.stack(agreeing).mean(0)
+    chance = min(1.0, 9 / positions)
+    return ((torch.stack(agree).mean(0) - chance) / max(1 - chance, 1e-6)).clamp(min=0)
 
 
 def fill(field: Tensor, confidence: Tensor) -> Tensor:
-    """Blur with the confidence as weight, ever wider where little of it is near (normalised convolution)."""
-    filled = torch.zeros_like(field)
-    missing = torch.ones_like(confidence)
-    side = 3
-    while True:
-        weight = box(confidence, side)
-        sure = (weight / FULL_CONFIDENCE).clamp(max=1)
-        filled += missing * sure * box(field * confidence, side) / weight.clamp(min=1e-9)
-        missing = missing * (1 - sure)
-        if side > 2 * max(field.shape[2:]):
-            return filled + missing * (field * confidence).mean((2, 3), keepdim=True) / confidence.mean().clamp(
-                min=1e-9
-            )
+    """Normalised convolution: the mean field, weighted by confidence, over ever wider windows where little is near."""
+    filled, missing = torch.zeros_like(field), torch.ones_like(confidence)
+    side = 1
+    while side <= 2 * max(field.shape[2:]):
         side = 2 * side + 1
-
-
-FULL_CONFIDENCE = 0.1  # mean confidence of a window from which on it need not be widened
+        weight = box(confidence, side)
+        sure = (weight / ENOUGH).clamp(max=1)
+        filled += missing * sure * box(field * confidence, side) / weight.clamp(min=1e-9)
+        missing *= 1 - sure
+    everywhere = confidence.mean().clamp(min=1e-9)
+    return filled + missing * (field * confidence).mean((2, 3), keepdim=True) / everywhere
 
 
 def enlarge(field: Tensor, size: tuple[int, int]) -> Tensor:
@@ -102,37 +105,38 @@ def warp(reference: Tensor, field: Tensor) -> Tensor:
     return F.grid_sample(reference, target, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def correlation(a: Tensor, b: Tensor, window: int) -> Tensor:
-    """Correlation of a and b [1, C, h, w] over a window, without the means, all channels together: [1, 1, h, w]."""
-    c = a.shape[1]
-    means = box(torch.cat((a, b, a * a, b * b, a * b), dim=1), window)
-    mean_a, mean_b, aa, bb, ab = means.split(c, dim=1)
-    covariance = (ab - mean_a * mean_b).sum(1, keepdim=True)
-    variance_a, variance_b = ((aa - mean_a**2).sum(1, keepdim=True), (bb - mean_b**2).sum(1, keepdim=True))
-    return covariance / ((variance_a.clamp(min=0) + NOISE) * (variance_b.clamp(min=0) + NOISE)).sqrt()
+class Likeness:
+    """The correlation of one image with others over a window around every pixel, without the means."""
+
+    def __init__(self, image: Tensor, window: int) -> None:
+        self.image, self.window = image, window  # [1, C, h, w]
+        self.mean, self.variance = moments(image, window)
+
+    def __call__(self, other: Tensor) -> Tensor:
+        """All channels together: [1, C, h, w] -> [1, 1, h, w] in [-1, 1]."""
+        mean, variance = moments(other, self.window)
+        covariance = (box(self.image * other, self.window) - self.mean * mean).sum(1, keepdim=True)
+        return covariance / (self.variance * variance).sqrt()
 
 
-NOISE = 1e-5  # variance below which a window holds no texture to compare (0.8 of 255, squared)
+def moments(x: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Mean [1, C, h, w] and variance [1, 1, h, w] over a window; the variance, at least `NOISE`, sums the channels."""
+    mean, squares = box(torch.cat((x, x * x), dim=1), window).split(x.shape[1], dim=1)
+    return mean, (squares - mean**2).sum(1, keepdim=True).clamp(min=0) + NOISE
 
 
 def refine(query: Tensor, reference: Tensor, field: Tensor, steps: Iterable[float], window: int) -> Tensor:
-    """Move every displacement by up to one step in 8 directions to the best correlation, then smooth; for each step."""
+    """For each step: move every displacement by one step in the best of 8 directions, or none, and smooth the field."""
+    likeness = Likeness(query, window)
     for step in steps:
-        best = correlation(query, warp(reference, field), window)
+        best = likeness(warp(reference, field))
         moved = field
-        for y in (-step, 0, step):
-            for x in (-step, 0, step):
-                if y or x:
-                    candidate = field + field.new_tensor([y, x]).view(1, 2, 1, 1)
-                    score = correlation(query, warp(reference, candidate), window)
-                    better = score > best
-                    best = torch.where(better, score, best)
-                    moved = torch.where(better, candidate, moved)
+        for direction in DIRECTIONS:
+            candidate = field + step * field.new_tensor(direction).view(1, 2, 1, 1)
+            score = likeness(warp(reference, candidate))
+            better = score > best
+            best = torch.where(better, score, best)
+            moved = torch.where(better, candidate, moved)
         confidence = best.clamp(min=0.01) ** 4
         field = box(moved * confidence, window // 2 | 1) / box(confidence, window // 2 | 1)
     return field
-
-
-def register(query: Tensor, reference: Tensor, field: Tensor, steps: Iterable[float], window: int) -> Tensor:
-    """`refine` on the grid of `query`, from a field on a coarser grid."""
-    return refine(query, reference, enlarge(field, (query.shape[2], query.shape[3])), steps, window)

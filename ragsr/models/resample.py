@@ -14,11 +14,6 @@ def reduce(x: Tensor, scale: int) -> Tensor:
     return resize(x, (max(1, round(x.shape[2] / scale)), max(1, round(x.shape[3] / scale))))
 
 
-def low_pass(x: Tensor, scale: int) -> Tensor:
-    """What is left of x after reduction by `scale`, at its own size."""
-    return resize(reduce(x, scale), (x.shape[2], x.shape[3]))
-
-
 def back_project(x: Tensor, low: Tensor, steps: int) -> Tensor:
     """Pull x [1, C, H, W] towards the images that reduce to `low` [1, C, h, w]: x <- x + up(low - down(x)).
 

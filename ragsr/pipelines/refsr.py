@@ -26,6 +26,7 @@ from ragsr.image import MAX_PIXELS, image_to_tensor, load_image, tensor_to_image
 from ragsr.tiling import restore_tiled, tile_size
 
 REMEMBERED = 4  # prepared sets of references that are kept: the photos of a folder often share one
+BAND = 256  # rows
 
 
 class Model(Protocol):
@@ -100,19 +101,13 @@ class RefSRPipeline:
             )
         with timed(milliseconds, "restore"):
             restored, weight = self.restore(low, prepared)
-            picture = tensor_to_image(restored)
+            picture = picture_of(restored)
         return Restored(picture, found, weight, milliseconds)
 
     def load(self, photo: str | Path | Image.Image | Tensor) -> Tensor:
         """The photo as a tensor [1, 3, h, w], checked."""
         low = photo if isinstance(photo, Tensor) else image_to_tensor(as_picture(photo))
-        check_low(low)
-        height, width = (side * self.model.scale for side in low.shape[-2:])
-        if height * width > MAX_PIXELS:
-            raise InputError(
-                f"the result would be {width}x{height} = {height * width / 1e6:.0f} megapixels, and "
-                f"{MAX_PIXELS / 1e6:.0f} are allowed; scale the photo down or cut it up first"
-            )
+        check_low(low, self.model.scale)
         return low.detach().float().cpu()
 
     def retrieve(self, gallery: Gallery, low: Tensor, k: int) -> list[Reference]:
@@ -168,6 +163,14 @@ def as_picture(source: str | Path | Image.Image) -> Image.Image:
     return source if isinstance(source, Image.Image) else load_image(source)
 
 
+def picture_of(restored: Tensor) -> Image.Image:
+    """[1, 3, H, W] as a picture, a few rows at a time: a large one need not be in memory once more as numbers."""
+    picture = Image.new("RGB", (restored.shape[-1], restored.shape[-2]))
+    for top in range(0, picture.height, BAND):
+        picture.paste(tensor_to_image(restored[..., top : top + BAND, :]), (0, top))
+    return picture
+
+
 def fingerprint(reference: str | Path | Image.Image) -> tuple[object, ...]:
     """What a prepared reference is remembered by: the file in its present state, or the content of a picture."""
     if isinstance(reference, Image.Image):
@@ -180,9 +183,15 @@ def fingerprint(reference: str | Path | Image.Image) -> tuple[object, ...]:
     return path, state.st_mtime_ns, state.st_size
 
 
-def check_low(low: Tensor) -> None:
+def check_low(low: Tensor, scale: int) -> None:
     if low.ndim != 4 or low.shape[:2] != (1, 3) or 0 in low.shape:
         raise InputError(f"a photo must be a tensor [1, 3, height, width]; this one is {list(low.shape)}")
+    height, width = (side * scale for side in low.shape[-2:])
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"the result would be {width}x{height} = {height * width / 1e6:.0f} megapixels, and "
+            f"{MAX_PIXELS / 1e6:.0f} are allowed; scale the photo down or cut it up first"
+        )
     if not low.is_floating_point():
         raise InputError(f"a photo must hold floating-point numbers in [0, 1]; this tensor is {low.dtype}")
     if not low.isfinite().all():
