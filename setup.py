@@ -28,13 +28,12 @@ def flag(name: str) -> str:
 
 
 def refuse(problem: str) -> None:
-    sys.exit(
-        f"\nragsr: {problem} Or install without\ncompiled extensions, slower but complete: RAGSR_PLAIN=1 pip install .\n"
-    )
+    plain = "Or install without compiled extensions, slower but complete: RAGSR_PLAIN=1 pip install ."
+    sys.exit(f"\nragsr: {problem} {plain}\n")
 
 
 def cuda_home() -> Path | None:
-    """The real toolkit folder: nvcc on the path may be a link or a small wrapper script around the one in the toolkit."""
+    """The real toolkit folder: nvcc on the path may be a link to, or a small wrapper script around, the one inside."""
     folders = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     nvcc = shutil.which("nvcc")
     if nvcc:

@@ -44,10 +44,9 @@ def main() -> int:
 
 
 def measure(size: int) -> dict[str, Any]:
-    from ragsr.pipelines import restore
-
     from ragsr.cli.demo import PHOTO, TRUE_REFERENCE, photo_folder
     from ragsr.image import load_image
+    from ragsr.pipelines import restore
 
     low = load_image(photo_folder() / PHOTO).resize((size // 4, size // 4), 3)
     reference = load_image(photo_folder() / TRUE_REFERENCE).resize((1152, 768), 3)

@@ -178,8 +178,10 @@ INPUTS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
         [(torch.randn(*b, n, c), torch.randn(*b, m, c) + 1) for b, n, m, c in SIZES_ADAIN]
         + [(strided(torch.randn(2, 9, 5)), strided(torch.randn(2, 4, 5)))]
     ),
-    "correlation_topk": lambda: [(a, b, 1 + i % 3, 3, 1, 1e-12) for i, (a, b) in enumerate(_match_maps())]
-    + [(torch.randn(2, 4, 9, 6), torch.randn(2, 4, 5, 11), 2, patch, 0, 1e-5) for patch in (1, 2, 5)],
+    "correlation_topk": lambda: (
+        [(a, b, 1 + i % 3, 3, 1, 1e-12) for i, (a, b) in enumerate(_match_maps())]
+        + [(torch.randn(2, 4, 9, 6), torch.randn(2, 4, 5, 11), 2, patch, 0, 1e-5) for patch in (1, 2, 5)]
+    ),
     "gather_fold": _fold_maps,
     "group_norm_sft": _norm_maps,
     "pack_bits": lambda: (

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ragsr.errors import InputError
 from ragsr.models import Transfer, load_model
-from ragsr.models.registration import Likeness, evidence, fill, global_match, refine, warp
+from ragsr.models.registration import Likeness, enlarge, evidence, fill, global_match, grid, refine, warp
 from ragsr.models.resample import back_project, reduce, resize
 
 MODEL = Transfer()
@@ -109,6 +109,14 @@ def test_a_shift_is_found_and_refined_to_half_a_pixel():
     found = refine(query, reference, start, (2, 1, 1, 0.5), window=15)
     assert (found - torch.tensor([9.0, 6.0]).view(1, 2, 1, 1)).abs().mean() < 0.5
     assert Likeness(query, 15)(warp(reference, found)).median() > 0.95
+
+
+def test_enlarge_keeps_the_targets_where_they_are():
+    field = grid(torch.zeros(1, 1, 5, 6)) * 0.5  # target + 1/2 = 1.5 (p + 1/2) - 1/4
+    fine = enlarge(field, (20, 24), (4.4, 4.2))
+    target = grid(fine) + fine + 0.5
+    wanted = (1.5 * (grid(fine) + 0.5) / 4 - 0.25) * torch.tensor([4.4, 4.2]).view(1, 2, 1, 1)
+    torch.testing.assert_close(target[:, :, 2:-2, 2:-2], wanted[:, :, 2:-2, 2:-2])
 
 
 def test_evidence_is_for_fields_that_agree():

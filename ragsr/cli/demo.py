@@ -144,6 +144,7 @@ def sheet(
 
     decibel = {row["method"]: f"{row['psnr']:.2f} dB" for row in results["rows"]}
     hit = restored["reference"].references[0]
+    assert hit.path is not None  # it comes from a gallery
     cells = [
         (low.resize(truth.size, 0), f"low quality\n{low.width} x {low.height}"),
         (low.resize(truth.size, 3), f"bicubic\n{decibel['bicubic']}"),

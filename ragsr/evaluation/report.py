@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import os
 import resource
 import sys
 import time
@@ -111,13 +112,15 @@ def _restore_figures(row: RestoreRow) -> str:
 
 
 def retrieval_document(rows: Sequence[RetrievalRow], settings: Facts, facts: Facts) -> Facts:
+    """Hits are named relative to the folder the command ran in, so that a report says the same on another machine."""
     listed = [
         {
             "photo": row.query.name,
             "degradation": row.degradation,
             "rank": row.rank,
             "hits": [
-                {"path": str(path), "distance": distance, "right": path in row.right} for path, distance in row.hits
+                {"path": os.path.relpath(path), "distance": distance, "right": path in row.right}
+                for path, distance in row.hits
             ],
         }
         for row in rows

@@ -1,7 +1,8 @@
 """The restoration models: each turns a low-quality image and prepared references into a restored one."""
 
 from ragsr.errors import InputError
-from ragsr.models.transfer import PreparedReferences, Transfer
+from ragsr.models.transfer import Transfer
+from ragsr.models.views import PreparedReferences
 
 __all__ = ["PreparedReferences", "Transfer", "load_model"]
 

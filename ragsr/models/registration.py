@@ -92,10 +92,16 @@ def fill(field: Tensor, confidence: Tensor) -> Tensor:
     return filled + missing * (field * confidence).mean((2, 3), keepdim=True) / everywhere
 
 
-def enlarge(field: Tensor, size: tuple[int, int]) -> Tensor:
-    """The field on a finer grid [*size], with displacements in pixels of that grid."""
-    ratio = field.new_tensor([size[0] / field.shape[2], size[1] / field.shape[3]]).view(1, 2, 1, 1)
-    return F.interpolate(field, size=size, mode="bilinear", align_corners=False) * ratio
+def enlarge(field: Tensor, size: tuple[int, int], reference_ratio: tuple[float, float]) -> Tensor:
+    """The field on a finer grid [*size], when the reference's grid becomes finer by `reference_ratio`.
+
+    With u = p + 1/2 the positions of the query grow by r, those of the reference by s: s (u + field) - r u in pixels of
+    the finer grids. Rounded sizes make r and s differ, which counts far from the origin.
+    """
+    s = field.new_tensor(reference_ratio).view(1, 2, 1, 1)
+    r = field.new_tensor([size[0] / field.shape[2], size[1] / field.shape[3]]).view(1, 2, 1, 1)
+    finer = F.interpolate(field, size=size, mode="bilinear", align_corners=False)
+    return s * finer + (s / r - 1) * (grid(finer) + 0.5)
 
 
 def warp(reference: Tensor, field: Tensor) -> Tensor:
