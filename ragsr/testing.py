@@ -182,6 +182,18 @@ INPUTS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
         [(a, b, 1 + i % 3, 3, 1, 1e-12) for i, (a, b) in enumerate(_match_maps())]
         + [(torch.randn(2, 4, 9, 6), torch.randn(2, 4, 5, 11), 2, patch, 0, 1e-5) for patch in (1, 2, 5)]
     ),
+    "cosine_gate": _gate_tokens,
+    "cosine_topk": lambda: (
+        [(torch.randn(q, d), torch.randn(n, d), k) for q, n, d in SIZES_COSINE for k in sorted({1, min(5, n), n})]
+        + [(strided(torch.randn(4, 6)), strided(torch.randn(63, 6)), 3)]
+    ),
+    "gated_blend": lambda: (
+        [
+            (torch.randn(s), torch.randn(s), torch.rand(g))
+            for s, g in [((1,), ()), ((2, 3, 63), (2, 1, 63)), ((0, 5), (5,))]
+        ]
+        + [(strided(torch.randn(3, 5)), strided(torch.randn(3, 5)), strided(torch.rand(3, 1)))]
+    ),
     "gather_fold": _fold_maps,
     "group_norm_sft": _norm_maps,
     "pack_bits": lambda: (

@@ -8,6 +8,7 @@ import pytest
 from ragsr.cli import main
 from ragsr.env import describe
 from ragsr.ops import _library
+from ragsr.testing import INPUTS
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -72,3 +73,8 @@ def test_every_cpu_kernel_of_this_machine_gives_the_same_answer():
 def test_unknown_cpu_kernel_is_named():
     done = run("env", RAGSR_CPU="sse9")
     assert "RAGSR_CPU is 'sse9', but this machine has: portable" in done.stdout + done.stderr
+
+
+def test_every_op_has_inputs_to_be_tested_with():
+    gradients = {name for name in _library.PLAIN_FORMS if name.endswith("_backward")}  # tested through their op
+    assert set(INPUTS) == set(_library.PLAIN_FORMS) - gradients
