@@ -46,12 +46,13 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the checkout this package is imported from, with "+" where files differ from it; else "unknown"."""
+    """The commit of the checkout this package is imported from, "+" if code differs from it; "unknown" elsewhere."""
     folder = Path(ragsr.ops.__file__).parents[2]
     git = ["git", "-C", str(folder)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        code = [*git, "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results"]
+        changed = subprocess.run(code, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+" if changed.stdout else "")
