@@ -2,10 +2,10 @@
 
     import ragsr
 
-    gallery = ragsr.Gallery.create("photos.ragsr")
-    gallery.add(["~/Photos"])
-    restored = ragsr.restore("small.jpg", gallery=gallery)
-    restored.image.save("big.png")
+    with ragsr.Gallery.create("photos.ragsr") as gallery:
+        gallery.add(["photos/"])
+        restored = ragsr.restore("small.jpg", gallery=gallery)
+    ragsr.save_image(restored.image, "big.png")
 
 The ops stand apart in `ragsr.ops`, which needs nothing but torch.
 """
