@@ -1,3 +1,4 @@
+import shlex
 import subprocess
 import sys
 
@@ -58,3 +59,10 @@ def test_interrupt_exits_with_130(monkeypatch, capsys):
 def test_module_and_version():
     done = subprocess.run([sys.executable, "-m", "ragsr", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("ragsr ")
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"{shlex.quote(sys.executable)} -m ragsr env --json | head -c 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout == "{"
+    assert done.stderr == ""

@@ -26,10 +26,15 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 a bug, 2 wrong input, 130 interrupted."""
+    """Run one command and return its exit status: 0 done, 1 a bug or a closed pipe, 2 wrong input, 130 interrupted."""
     args = build_parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (InputError, OSError) as error:
         if os.environ.get("RAGSR_DEBUG"):
             raise
