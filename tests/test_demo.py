@@ -6,8 +6,9 @@ from PIL import Image
 from ragsr.cli import main
 from ragsr.cli.demo import photo_folder
 
+pytest.importorskip("skimage", reason="scikit-image is not installed")
 
-@pytest.mark.skipif(not pytest.importorskip("skimage"), reason="scikit-image is not installed")
+
 def test_demo_finds_the_reference_and_gains_by_it(tmp_path, capsys):
     assert main(["demo", "-o", str(tmp_path), "--json"]) == 0
     results = json.loads(capsys.readouterr().out)

@@ -27,7 +27,8 @@ OTHERS = (
     "rocket.jpg",
 )
 SCALE = 4
-CLOSE_UP = (0.42, 0.36, 0.30)  # left, top and width of the enlarged part, as shares of the photo
+NEAREST, BICUBIC = 0, 3  # PIL.Image.Resampling, which is imported when the command runs
+CLOSE_UP = (0.42, 0.36, 0.30)  # left, top and size of the enlarged part, as shares of the photo
 
 
 def add_parser(commands: Any) -> None:
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder = photo_folder()
     truth = cropped(folder / PHOTO)
-    low = truth.resize((truth.width // SCALE, truth.height // SCALE), 3)  # bicubic
+    low = truth.resize((truth.width // SCALE, truth.height // SCALE), BICUBIC)
     ranks, restored = restore_both(low, folder, args.output)
     results = {
         "photo": PHOTO,
@@ -118,7 +119,7 @@ def scores(low: "Image.Image", truth: "Image.Image", restored: dict[str, "Restor
     from ragsr.image import image_to_tensor
     from ragsr.metrics import psnr, ssim
 
-    images = {"bicubic": low.resize(truth.size, 3)} | {name: r.image for name, r in restored.items()}
+    images = {"bicubic": low.resize(truth.size, BICUBIC)} | {name: r.image for name, r in restored.items()}
     goal = image_to_tensor(truth)
     return [
         {
@@ -146,8 +147,8 @@ def sheet(
     hit = restored["reference"].references[0]
     assert hit.path is not None  # it comes from a gallery
     cells = [
-        (low.resize(truth.size, 0), f"low quality\n{low.width} x {low.height}"),
-        (low.resize(truth.size, 3), f"bicubic\n{decibel['bicubic']}"),
+        (low.resize(truth.size, NEAREST), f"low quality\n{low.width} x {low.height}"),
+        (low.resize(truth.size, BICUBIC), f"bicubic\n{decibel['bicubic']}"),
         (restored["no reference"].image, f"restored without reference\n{decibel['no reference']}"),
         (restored["reference"].image, f"restored with the reference found\n{decibel['reference']}"),
         (truth, "ground truth"),
@@ -157,10 +158,9 @@ def sheet(
 
 
 def close_up(picture: "Image.Image") -> "Image.Image":
-    left, top, width = (round(share * picture.width) for share in CLOSE_UP)
-    height = round(width * 500 / 740)
-    top = round(CLOSE_UP[1] * picture.height)
-    return picture.crop((left, top, left + width, top + height)).resize((2 * width, 2 * height), 0)
+    left, width = round(CLOSE_UP[0] * picture.width), round(CLOSE_UP[2] * picture.width)
+    top, height = round(CLOSE_UP[1] * picture.height), round(CLOSE_UP[2] * picture.height)
+    return picture.crop((left, top, left + width, top + height)).resize((2 * width, 2 * height), NEAREST)
 
 
 def table(results: dict[str, Any]) -> str:

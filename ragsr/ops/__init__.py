@@ -1,3 +1,9 @@
+"""The ops: drop-in functions of tensors that need PyTorch alone.
+
+Each is defined by its plain PyTorch form in the module of its family, and owned on a device by a faster kernel where
+there is one; `ragsr env` shows by which. `RAGSR_PLAIN=1` takes the plain forms.
+"""
+
 from ragsr.ops.attention import separate_attention
 from ragsr.ops.cosine import cosine_topk
 from ragsr.ops.fold import gather_fold
