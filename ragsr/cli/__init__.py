@@ -1,4 +1,4 @@
-"""The command line: `ragsr demo | restore | gallery | eval | env`.
+"""The command line: `ragsr demo | restore | gallery | train | eval | env`.
 
 Each command is a module with `add_parser(subparsers)`; what needs torch is imported when it runs, so that `--help`
 answers at once. Wrong input ends with one sentence on stderr and exit status 2, an interrupt with 130;
@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ragsr.cli import demo, env, evaluate, gallery, restore
+from ragsr.cli import demo, env, evaluate, gallery, restore, train
 from ragsr.errors import InputError
 
 DESCRIPTION = "Restore low-quality photos with the help of good ones."
@@ -51,6 +51,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ragsr {importlib.metadata.version('ragsr')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, restore, gallery, evaluate, env):
+    for command in (demo, restore, gallery, train, evaluate, env):
         command.add_parser(commands)
     return parser

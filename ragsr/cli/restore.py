@@ -28,6 +28,9 @@ examples:
   ragsr restore low/ --gallery my-gallery -k 2 -o out/ --json > out.json
   ragsr restore small.jpg --no-reference -o big.png
 """
+MODEL_HELP = (
+    "refnet, transfer (without training), the folder of a model, or the file of a TTSR checkpoint (%(default)s)"
+)
 Record = dict[str, Any]  # what is told of one photo
 
 
@@ -58,7 +61,7 @@ def add_parser(commands: Any) -> None:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The selectors that every command with a restoration model shares."""
     parser.add_argument("--pipeline", choices=("refsr", "refir"), default="refsr", help="the method (%(default)s)")
-    parser.add_argument("--model", metavar="NAME|DIR", default="transfer", help="the restoration model (%(default)s)")
+    parser.add_argument("--model", metavar="NAME|PATH", default="refnet", help=MODEL_HELP)
     parser.add_argument(
         "--quality",
         choices=("faithful", "rich"),

@@ -1,16 +1,43 @@
 """The restoration models: each turns a low-quality image and prepared references into a restored one."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 from ragsr.errors import InputError
+from ragsr.models.loading import SUFFIXES
+from ragsr.models.refnet import RefNet
 from ragsr.models.transfer import Transfer
+from ragsr.models.ttsr import TTSR
 from ragsr.models.views import PreparedReferences
 
-__all__ = ["PreparedReferences", "Transfer", "load_model"]
+__all__ = ["TTSR", "PreparedReferences", "RefNet", "Transfer", "load_model"]
 
-MODELS = {Transfer.name: Transfer}
+DEFAULT = RefNet.name
+SHIPPED: dict[str, Callable[[int], RefNet | Transfer]] = {
+    RefNet.name: lambda scale: RefNet.load(scale=scale),
+    Transfer.name: Transfer,
+}
 
 
-def load_model(name_or_dir: str, scale: int = 4) -> Transfer:
-    """The model of that name, for that scale. An unknown name or a scale it cannot do raises `InputError`."""
-    if name_or_dir not in MODELS:
-        raise InputError(f"no model is named {name_or_dir!r}; choose one of: {', '.join(sorted(MODELS))}")
-    return MODELS[name_or_dir](scale)
+def load_model(name_or_path: str | Path = DEFAULT, scale: int = 4) -> RefNet | Transfer | TTSR:
+    """A restoration model, for that scale.
+
+        load_model("refnet")             what ships; "transfer" is the baseline without training
+        load_model("runs/mine/model")    a folder that `ragsr train refsr` wrote
+        load_model("TTSR.pt")            a checkpoint of TTSR, or of iRAG for its TTSR part
+
+    Raises `InputError` for an unknown name, a scale the model cannot do, and weights that do not fit.
+    """
+    if name_or_path in SHIPPED:
+        return SHIPPED[str(name_or_path)](scale)
+    path = Path(name_or_path)
+    if path.is_dir():
+        return RefNet.load(path, scale)
+    if path.suffix.lower() in SUFFIXES:
+        return TTSR.load(path, scale)
+    if name_or_path == TTSR.name:
+        raise InputError("ttsr has no weights that ragsr could ship; name the file of a checkpoint of TTSR")
+    raise InputError(
+        f"no model is named {str(name_or_path)!r}; choose one of: {', '.join(sorted(SHIPPED))}, "
+        "the folder of a trained model, or the file of a TTSR checkpoint"
+    )

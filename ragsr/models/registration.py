@@ -30,11 +30,14 @@ def luma(x: Tensor) -> Tensor:
     return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def box(x: Tensor, side: int) -> Tensor:
-    """Mean over a window of side × side pixels, of which only those inside the image count."""
-    half = side // 2
-    rows = F.avg_pool2d(x, (side, 1), 1, (half, 0), count_include_pad=False)
-    return F.avg_pool2d(rows, (1, side), 1, (0, half), count_include_pad=False)
+def box(x: Tensor, side: int, stride: int = 1) -> Tensor:
+    """Mean over a window of side × side pixels, of which only those inside the image count.
+
+    One window around the middle of every block of stride × stride pixels; side and stride are both odd or both even.
+    """
+    margin = (side - stride) // 2
+    rows = F.avg_pool2d(x, (side, 1), (stride, 1), (margin, 0), count_include_pad=False)
+    return F.avg_pool2d(rows, (1, side), (1, stride), (0, margin), count_include_pad=False)
 
 
 def features(image: Tensor) -> Tensor:
@@ -100,7 +103,7 @@ def enlarge(field: Tensor, size: tuple[int, int], reference_ratio: tuple[float, 
     """
     s = field.new_tensor(reference_ratio).view(1, 2, 1, 1)
     r = field.new_tensor([size[0] / field.shape[2], size[1] / field.shape[3]]).view(1, 2, 1, 1)
-    finer = F.interpolate(field, size=size, mode="bilinear", align_corners=False)
+    finer = interpolate(field, size)
     return s * finer + (s / r - 1) * (grid(finer) + 0.5)
 
 
@@ -112,37 +115,57 @@ def warp(reference: Tensor, field: Tensor) -> Tensor:
 
 
 class Likeness:
-    """The correlation of one image with others over a window around every pixel, without the means."""
+    """The correlation of one image with others over windows, without the means.
 
-    def __init__(self, image: Tensor, window: int) -> None:
-        self.image, self.window = image, window  # [1, C, h, w]
-        self.mean, self.variance = moments(image, window)
+    With stride 1 there is one odd window around every pixel. A larger stride asks for even windows, each around the
+    middle of a block of stride × stride pixels: what is smooth anyway need not be computed everywhere.
+    """
+
+    def __init__(self, image: Tensor, window: int, stride: int = 1) -> None:
+        self.image, self.window, self.stride = image, window, stride  # [1, C, H, W]
+        self.mean, self.variance = moments(image, window, stride)
 
     def __call__(self, other: Tensor) -> Tensor:
-        """All channels together: [1, C, h, w] -> [1, 1, h, w] in [-1, 1]."""
-        mean, variance = moments(other, self.window)
-        covariance = (box(self.image * other, self.window) - self.mean * mean).sum(1, keepdim=True)
+        """All channels together: [1, C, H, W] -> [1, 1, H/stride, W/stride] in [-1, 1]."""
+        mean, variance = moments(other, self.window, self.stride)
+        covariance = (box(self.image * other, self.window, self.stride) - self.mean * mean).sum(1, keepdim=True)
         return covariance / (self.variance * variance).sqrt()
 
 
-def moments(x: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Mean [1, C, h, w] and variance [1, 1, h, w] over a window; the variance, at least `NOISE`, sums the channels."""
-    mean, squares = box(torch.cat((x, x * x), dim=1), window).split(x.shape[1], dim=1)
+def moments(x: Tensor, window: int, stride: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean [1, C, h, w] and variance [1, 1, h, w] over windows; the variance, at least `NOISE`, sums the channels."""
+    mean, squares = box(torch.cat((x, x * x), dim=1), window, stride).split(x.shape[1], dim=1)
     return mean, (squares - mean**2).sum(1, keepdim=True).clamp(min=0) + NOISE
 
 
-def refine(query: Tensor, reference: Tensor, field: Tensor, steps: Iterable[float], window: int) -> Tensor:
-    """For each step: move every displacement by one step in the best of 8 directions, or none, and smooth the field."""
-    likeness = Likeness(query, window)
+def refine(
+    query: Tensor,  # [1, C, s·h, s·w]
+    reference: Tensor,  # [1, C, H, W]
+    field: Tensor,  # [1, 2, h, w], in pixels of the query
+    steps: Iterable[float],
+    window: int,
+    smoothing: int,
+) -> Tensor:
+    """For each step: move every displacement by one step in the best of 8 directions, or none, and smooth the field.
+
+    The field may be coarser than the query by a whole factor s; in between it is interpolated.
+    """
+    likeness = Likeness(query, window, query.shape[2] // field.shape[2])
     for step in steps:
-        best = likeness(warp(reference, field))
+        dense = interpolate(field, (query.shape[2], query.shape[3]))
+        best = likeness(warp(reference, dense))
         moved = field
         for direction in DIRECTIONS:
-            candidate = field + step * field.new_tensor(direction).view(1, 2, 1, 1)
-            score = likeness(warp(reference, candidate))
+            move = step * field.new_tensor(direction).view(1, 2, 1, 1)
+            score = likeness(warp(reference, dense + move))
             better = score > best
             best = torch.where(better, score, best)
-            moved = torch.where(better, candidate, moved)
+            moved = torch.where(better, field + move, moved)
         confidence = best.clamp(min=0.01) ** 4
-        field = box(moved * confidence, window // 2 | 1) / box(confidence, window // 2 | 1)
+        field = box(moved * confidence, smoothing) / box(confidence, smoothing)
     return field
+
+
+def interpolate(field: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same displacements on a finer grid."""
+    return F.interpolate(field, size=size, mode="bilinear", align_corners=False)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ragsr.errors import InputError
 from ragsr.gallery import Gallery
-from ragsr.models import load_model
+from ragsr.models import DEFAULT, load_model
 from ragsr.pipelines.refsr import RefSRPipeline, Restored
 
 Photo = str | Path | Image.Image
@@ -22,7 +22,7 @@ def restore(
     gallery: str | Path | Gallery | None = None,
     k: int = 1,
     pipeline: str = "refsr",
-    model: str = "transfer",
+    model: str | Path = DEFAULT,
     quality: str = "faithful",
     scale: int = 4,
     tile: int | str = "auto",
@@ -38,7 +38,7 @@ def restore(
     photo       a file, a PIL picture, or a tensor [1, 3, h, w] in [0, 1]
     references  files or pictures to take texture from; without them and a gallery, the photo is restored by itself
     gallery     a `Gallery` or its folder: the k nearest images are the references
-    model       a name, or the folder of a model
+    model       "refnet", "transfer", the folder of a trained model, or the file of a TTSR checkpoint
     quality     "faithful" keeps to what is in the photo and its references; "rich" may add detail (diffusion models)
     scale       how many times larger the result is on each side
     tile        "auto", or the side of the tiles in pixels of the photo: smaller needs less memory
@@ -59,7 +59,7 @@ def restore(
 
 def load_pipeline(
     pipeline: str = "refsr",
-    model: str = "transfer",
+    model: str | Path = DEFAULT,
     *,
     quality: str = "faithful",
     scale: int = 4,

@@ -1,0 +1,84 @@
+"""`refnet`: reference-based ×4 super-resolution, learned; what `ragsr restore` uses unless told otherwise.
+
+Registration is that of `transfer` (`ragsr.models.alignment`: `ops.correlation_topk` finds, `ops.gather_fold` brings
+over). What is taken from the references, and what is added without them, a small network decides (`FusionNet`).
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ragsr.errors import InputError
+from ragsr.files import replacing
+from ragsr.models.alignment import CONTEXT, align, enlarge_low
+from ragsr.models.fusion import FusionNet
+from ragsr.models.loading import load_into, load_weights
+from ragsr.models.views import PreparedReferences, check_image, views_of
+
+ASSET = Path(__file__).parent.parent / "assets" / "refnet"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class RefNet:
+    """The model `refnet`: ×4, deterministic; every image [1, 3, H, W] float32 in [0, 1]."""
+
+    name = "refnet"
+    context = CONTEXT  # the network itself looks 26 pixels far
+
+    def __init__(self, net: FusionNet) -> None:
+        self.net = net.eval()
+        self.scale = net.scale
+
+    @classmethod
+    def load(cls, folder: str | Path = ASSET, scale: int = 4) -> "RefNet":
+        """A model as `save_model` wrote it; without a folder, the one that ships.
+
+        Raises `InputError` for another scale than the model's and for weights that do not fit.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        net = FusionNet(**config)
+        if scale != net.scale:
+            raise InputError(f"{folder}: this model enlarges {net.scale} times, not {scale} times; use its scale")
+        load_into(net, load_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+        return cls(net)
+
+    def prepare(self, references: Sequence[Tensor]) -> PreparedReferences:
+        """References of any sizes from 8 × 8 pixels, each [1, 3, H, W]; more than 4 megapixels are reduced to 4."""
+        return PreparedReferences(tuple(views_of(reference, self.scale) for reference in references))
+
+    @torch.no_grad()
+    def __call__(self, low: Tensor, prepared: PreparedReferences) -> tuple[Tensor, Tensor]:
+        """Restore low [1, 3, h, w]: the image [1, 3, 4h, 4w], and how much came from the references [1, 1, 4h, 4w]."""
+        check_image("the low-quality image", low, 1)
+        clues = [one.clues for one in align(low, prepared, self.scale)]
+        restored, weight = self.net.to(low.device)(low, enlarge_low(low, self.scale), clues)
+        return restored.clamp(0, 1), weight
+
+
+def save_model(folder: Path, net: FusionNet, dtype: torch.dtype = torch.float32) -> None:
+    """Write a folder that `RefNet.load` reads."""
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps({"model": RefNet.name, **net.config}, indent=2) + "\n")
+    weights = {name: value.detach().to(dtype).contiguous() for name, value in net.state_dict().items()}
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(weights, temporary)
+
+
+def read_config(folder: Path) -> dict[str, int]:
+    """The arguments of `FusionNet`."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{folder}: holds no {CONFIG}; name the folder of a saved model") from None
+    except ValueError as error:
+        raise InputError(f"{folder / CONFIG}: is not JSON ({error}); copy the model again") from None
+    if not isinstance(config, dict) or config.pop("model", None) != RefNet.name:
+        raise InputError(f'{folder / CONFIG}: is not of the model {RefNet.name}; it must say "model": "{RefNet.name}"')
+    if set(config) != set(FusionNet().config) or not all(isinstance(n, int) and n > 0 for n in config.values()):
+        raise InputError(f"{folder / CONFIG}: must give {', '.join(FusionNet().config)}, each a number from 1 on")
+    return config

@@ -1,0 +1,117 @@
+"""Training photos: which may be used, and sharp crops of them.
+
+A folder with a `MANIFEST.csv` (columns file, licence, licence_class) names the licence of every photo; without one all
+images below it are taken, and their rights are the user's affair. A photo is used when what is learned from it may be
+given away: its own licence is stated (class `clean`) or it is free to use (`free`), and it asks for nothing in return
+that weights could not keep: no share-alike, no GPL. Photos of class `repo` count when the repository's licence is a
+permissive one.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ragsr.errors import InputError
+from ragsr.image import find_images, load_image
+
+MANIFEST = "MANIFEST.csv"
+RECIPROCAL = ("BY-SA", "GPL", "share-alike", "sharealike")
+PERMISSIVE = ("BSD", "MIT", "Apache")
+SIZES = (1.0, 0.7, 0.5)  # of a photo: smaller ones are sharper
+TRIES = 3  # crops drawn for one that is kept, the sharpest
+LEAST_SIDE = 256
+
+
+@dataclass(frozen=True)
+class Photo:
+    path: Path
+    licence: str  # as the manifest states it; "" without one
+    scene: str  # photos of one scene show the same thing from several sides
+
+
+def find_photos(folder: Path) -> list[Photo]:
+    """The photos of a folder that training may use. Raises `InputError` when there is none."""
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        return [Photo(path, "", str(path)) for path in find_images([folder])]
+    rows = [row for row in read_manifest(manifest) if may_train(row["licence"], row["licence_class"])]
+    if not rows:
+        raise InputError(f"{manifest}: none of its photos may be trained on; see ragsr train refsr --help on licences")
+    return [Photo(folder / row["file"], row["licence"], row.get("scene_id") or row["file"]) for row in rows]
+
+
+def read_manifest(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in ("file", "licence", "licence_class") if name not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(f"{path}: lacks the columns {', '.join(missing)}; add them, or remove the file")
+        return list(reader)
+
+
+def may_train(licence: str, licence_class: str) -> bool:
+    """Whether weights learned from a photo may be given away."""
+    if any(word.casefold() in licence.casefold() for word in RECIPROCAL):
+        return False
+    if licence_class == "repo":
+        return licence.startswith(PERMISSIVE)
+    return licence_class in ("clean", "free")
+
+
+def licences_of(photos: Sequence[Photo]) -> dict[str, int]:
+    """How many photos under which licence, for the card of a model."""
+    return dict(Counter(photo.licence or "not stated" for photo in photos).most_common())
+
+
+class Crops:
+    """Sharp random crops of photos held in memory, at several sizes of each photo."""
+
+    def __init__(self, photos: Sequence[Photo], side: int) -> None:
+        self.side = side
+        self.images: list[np.ndarray] = []  # uint8 [H, W, 3]
+        for photo in photos:
+            self.images += [np.asarray(one) for one in smaller(load_image(photo.path), max(side, LEAST_SIDE))]
+        if not self.images:
+            raise InputError(f"no photo has sides of {max(side, LEAST_SIDE)} pixels and more")
+        weights = np.array([image.size**0.5 for image in self.images])
+        self.share = weights / weights.sum()
+
+    def draw(self, count: int, generator: np.random.Generator) -> Tensor:
+        """float32 [count, 3, side, side] in [0, 1], turned and mirrored at random."""
+        crops = [self._draw_one(generator) for _ in range(count)]
+        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+
+    def _draw_one(self, generator: np.random.Generator) -> np.ndarray:
+        image = self.images[generator.choice(len(self.images), p=self.share)]
+        crops = [cut(image, self.side, generator) for _ in range(TRIES)]
+        return turn(max(crops, key=sharpness), int(generator.integers(8)))
+
+
+def smaller(image: Image.Image, least: int) -> list[Image.Image]:
+    """The picture in the `SIZES` at which both sides keep `least` pixels."""
+    sizes = [(round(image.width * s), round(image.height * s)) for s in SIZES]
+    return [image.resize(size, Image.Resampling.LANCZOS) for size in sizes if min(size) >= least]
+
+
+def cut(image: np.ndarray, side: int, generator: np.random.Generator) -> np.ndarray:
+    top, left = (int(generator.integers(n - side + 1)) for n in image.shape[:2])
+    return image[top : top + side, left : left + side]
+
+
+def sharpness(crop: np.ndarray) -> float:
+    """Mean difference of neighbours in green."""
+    green = crop[..., 1].astype(np.int16)
+    return float(np.abs(np.diff(green, axis=0)).mean() + np.abs(np.diff(green, axis=1)).mean())
+
+
+def turn(image: np.ndarray, way: int) -> np.ndarray:
+    """One of the eight ways to lay a square down."""
+    image = np.rot90(image, way % 4)
+    return image[:, ::-1] if way >= 4 else image
