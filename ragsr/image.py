@@ -7,6 +7,7 @@ What a file holds becomes RGB by fixed rules: the first frame; turned as EXIF sa
 profiles are not applied.
 """
 
+import math
 import os
 import threading
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from ragsr.errors import InputError
 from ragsr.files import replacing
 
 MAX_PIXELS = 500_000_000
+SPARE = 2  # times the wanted sides that a JPEG keeps: its own reduction is coarser than Pillow's
 # formats that Pillow recognises but cannot decode, or only with an outside program run on the user's file
 UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 WHITE = (255, 255, 255, 255)
@@ -33,25 +35,21 @@ OPENING = threading.Lock()
 
 def load_image(path: str | Path) -> Image.Image:
     """Read a file of any format Pillow decodes: RGB, 8 bits, upright. Raises `InputError` naming the file."""
-    try:
-        with open(path, "rb") as file:
-            return decode_image(file, path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return _load(path)[0]
+
+
+def load_reduced(path: str | Path, pixels: int) -> tuple[Image.Image, tuple[int, int]]:
+    """Like `load_image`, where `pixels` pixels are enough: the picture, and the width and height it has in full.
+
+    A JPEG with 16 times as many or more is decoded at a half, a quarter or an eighth of its sides, at least `SPARE`
+    times those wanted. Its full size is never in memory and may lie beyond `MAX_PIXELS`. Other files come in full.
+    """
+    return _load(path, pixels)
 
 
 def decode_image(file: BinaryIO, name: str | Path) -> Image.Image:
     """Like `load_image`, from an open file; `name` is for the error message."""
-    try:
-        return _decode(file)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{name}: not an image, or of a format Pillow does not read") from None
-    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged data, from zlib.error to IndexError
-        raise InputError(f"{name}: damaged or cut off ({error})") from error
+    return _decode_named(file, name)[0]
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:
@@ -133,15 +131,41 @@ def tensor_to_image(x: Tensor) -> Image.Image:
 # ------------------------------------------------------------------ details
 
 
-def _decode(file: BinaryIO) -> Image.Image:
+def _load(path: str | Path, enough: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    try:
+        with open(path, "rb") as file:
+            return _decode_named(file, path, enough)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _decode_named(file: BinaryIO, name: str | Path, enough: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    try:
+        return _decode(file, enough)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{name}: not an image, or of a format Pillow does not read") from None
+    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged data, from zlib.error to IndexError
+        raise InputError(f"{name}: damaged or cut off ({error})") from error
+
+
+def _decode(file: BinaryIO, enough: int | None) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture, and its width and height in full; with more than `enough` pixels it may come smaller."""
     with _open(file) as image:
+        full = image.size
+        if enough is not None:
+            _ask_for_less(image, enough)
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise InputError(
                 f"{width}x{height} is {width * height / 1e6:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are taken: "
                 "scale it down or cut it up first"
             )
-        return to_rgb(_upright(image))
+        upright = _upright(image)
+        return to_rgb(upright), full if upright.size == image.size else full[::-1]
 
 
 def _open(file: BinaryIO) -> Image.Image:
@@ -152,6 +176,13 @@ def _open(file: BinaryIO) -> Image.Image:
             return Image.open(file, formats=readable_formats())
         finally:
             Image.MAX_IMAGE_PIXELS = theirs
+
+
+def _ask_for_less(image: Image.Image, pixels: int) -> None:
+    """Have the decoder leave out what `pixels` pixels do not need; only JPEG's can."""
+    shrink = SPARE * math.sqrt(pixels / (image.width * image.height))
+    if shrink < 1:
+        image.draft(None, (math.ceil(image.width * shrink), math.ceil(image.height * shrink)))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -12,9 +12,9 @@ from ragsr.ops import hamming_topk
 from ragsr.ops._library import PLAIN
 
 try:
-    from ragsr._index import FlatIndex
+    from ragsr._index import FlatIndex, MultiIndexHash
 except ImportError:  # installed without a compiler
-    FlatIndex = None
+    FlatIndex = MultiIndexHash = None
 
 
 class Index:

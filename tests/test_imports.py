@@ -29,8 +29,9 @@ BELOW = {
     "models": {"ops"},
     "pipelines": {"models", "gallery", "image", "tiling", "metrics", "codes"},
     "evaluation": {"pipelines", "gallery", "codes", "search", "metrics", "image", "sheet", "models", "env"},
+    "training": {"models", "image", "metrics", "sheet"},
     "env": {"ops", "_index"},
-    "cli": {"pipelines", "evaluation", "gallery", "env", "image", "sheet", "codes", "metrics", "models"},
+    "cli": {"pipelines", "evaluation", "gallery", "training", "env", "image", "sheet", "codes", "metrics", "models"},
 }
 FOREIGN = {
     "diffusers": {"pipelines", "hosts", "models", "training", "chains"},

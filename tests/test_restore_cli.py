@@ -10,6 +10,7 @@ from skimage import data
 
 from ragsr.cli import main
 from ragsr.gallery import Gallery
+from ragsr.models import views
 
 GOOD = Image.fromarray(data.astronaut()).crop((180, 60, 276, 140))
 LOW = GOOD.resize((24, 20), Image.Resampling.BICUBIC)
@@ -155,6 +156,27 @@ def test_more_references_than_there_are(gallery, capsys):
 def test_cuda_where_there_is_none(capsys):
     assert main(["restore", "low", "--no-reference", "-o", "out", "--device", "cuda"]) == 2
     assert "cuda was asked for" in capsys.readouterr().err
+
+
+def test_a_reduced_reference_is_noted_once_and_in_the_json(monkeypatch, capsys):
+    monkeypatch.setattr(views, "MAX_PIXELS", 1000)
+    GOOD.crop((0, 0, 40, 20)).save("small.png")
+    command = ["restore", "low", "--ref", "good.png", "small.png", "--model", "transfer", "-o", "out", "--json"]
+    assert main(command) == 0
+    told = capsys.readouterr()
+    note = "reduced from 96x80 to 34x28; models use 0 megapixels of a reference"
+    assert [line for line in told.err.splitlines() if "reduced" in line] == [f"ragsr: note: good.png: {note}"]
+    for record in json.loads(told.out)["results"]:
+        assert [r["note"] for r in record["references"]] == [note, None]
+
+
+def test_a_tiny_reference_is_named_before_the_first_photo(folder, capsys):
+    GOOD.crop((0, 0, 4, 4)).save("tiny.png")
+    assert main(["restore", "low", "--ref", "good.png", "tiny.png", "--model", "transfer", "-o", "out"]) == 2
+    told = capsys.readouterr().err
+    assert "tiny.png: 4x4 pixels are too few for a reference" in told
+    assert told.count("error") == 1
+    assert not (folder / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,12 @@ from skimage import data
 
 from ragsr.cli import main
 from ragsr.errors import InputError
-from ragsr.models import RefNet
 from ragsr.models.alignment import enlarge_low
 from ragsr.models.fusion import FusionNet
 from ragsr.models.resample import back_project
 from ragsr.training import refsr
 from ragsr.training.pairs import SIDE, PairMaker, load_pair, make_pairs, retake, warped_reference
-from ragsr.training.photos import Crops, Photo, find_photos, licences_of, may_train
+from ragsr.training.photos import Crops, Photo, find_photos, may_train, sources_of
 from ragsr.training.samples import Samples, grouped, hold_out, turned
 
 CPU = torch.device("cpu")
@@ -77,15 +76,16 @@ def test_licences(licence, licence_class, allowed):
 
 
 def test_a_manifest_decides(folder, tmp_path):
+    head = ("file", "licence", "licence_class", "scene_id", "source_repo")
     rows = [
-        ("a.png", "CC0", "clean", "yard"),
-        ("b.png", "CC BY-SA 4.0", "clean", "yard"),
-        ("c.png", "", "unstated", ""),
+        ("a.png", "CC0", "clean", "yard", "us/photos"),
+        ("b.png", "CC BY-SA 4.0", "clean", "yard", "us/photos"),
+        ("c.png", "", "unstated", "", ""),
     ]
     with open(tmp_path / "MANIFEST.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("file", "licence", "licence_class", "scene_id"), *rows])
-    assert find_photos(tmp_path) == [Photo(tmp_path / "a.png", "CC0", "yard")]
-    assert licences_of(find_photos(tmp_path)) == {"CC0": 1}
+        csv.writer(file).writerows([head, *rows])
+    assert find_photos(tmp_path) == [Photo(tmp_path / "a.png", "yard", "CC0", "us/photos")]
+    assert sources_of(find_photos(tmp_path)) == [("us/photos", "CC0", 1)]
     assert [photo.path.stem for photo in find_photos(folder)] == sorted(PHOTOS)
 
 
@@ -291,7 +291,7 @@ def test_the_command_from_photos_to_a_restored_photo(folder, tmp_path, quick, ca
         return json.loads(capsys.readouterr().out)
 
     told = train("base", "--steps", "2")
-    assert (told["step"], told["photos"], told["licences"]) == (2, 4, {"not stated": 4})
+    assert (told["step"], told["photos"]) == (2, 4)
     told = train("reference", "--steps", "2", "--pairs", "2", "--init", str(tmp_path / "base" / "model"))
     assert told["step"] == 2
     assert {path.name for path in (tmp_path / "reference").iterdir()} == {
@@ -302,7 +302,12 @@ def test_the_command_from_photos_to_a_restored_photo(folder, tmp_path, quick, ca
         "validation.png",
         "pairs",
     }
-    assert isinstance(RefNet.load(tmp_path / "reference" / "model"), RefNet)
+    card = (tmp_path / "reference" / "model" / "README.md").read_text()
+    assert "| not stated | not stated | 4 |" in card
+    assert "ragsr" in card or "pytest" in card  # the command
+    facts = json.loads((tmp_path / "reference" / "model" / "training.json").read_text())
+    assert facts["begun_with"] == str(tmp_path / "base" / "model")
+    assert facts["reached"]["step"] == 2
     Image.open(folder / "coffee.png").resize((30, 20)).save(tmp_path / "low.png")
     model = str(tmp_path / "reference" / "model")
     command = ["restore", str(tmp_path / "low.png"), "--ref", str(folder / "coffee.png"), "--model", model]

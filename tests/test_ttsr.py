@@ -11,8 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from ragsr.errors import InputError
 from ragsr.models import ttsr
-from ragsr.models.ttsr import TTSR, Textures, Transferred, TTSRNet, blur, canvas_of, enlarge, net_of
-from ragsr.ops import match
+from ragsr.models.ttsr import TTSR, Textures, TTSRNet, blur, canvas_of, net_of
+from ragsr.models.ttsr_net import CELLS, Transferred, enlarge
+from ragsr.ops import gather_fold, match
 from tests.golden import FULL, HERE
 
 FOLDER = (FULL if (FULL / "ttsr_tiny").is_dir() else HERE) / "ttsr_tiny"
@@ -187,10 +188,10 @@ def test_references_do_not_leak_into_each_other(net):
         h, w = levels[2].shape[2:]
         own = torch.arange(h * w).flip(0).view(1, h, w)
         moved = (own // w + top) * canvas[2].shape[3] + own % w
-        for level, stride in zip(range(3), ttsr.CELLS, strict=True):
+        for level, stride in zip(range(3), CELLS, strict=True):
             args = {"patch": 3 * stride, "stride": stride}
-            wanted = ttsr.gather_fold(levels[level], own, **args)
-            assert torch.equal(ttsr.gather_fold(canvas[level], moved, **args), wanted)
+            wanted = gather_fold(levels[level], own, **args)
+            assert torch.equal(gather_fold(canvas[level], moved, **args), wanted)
         top += h + 1
 
 

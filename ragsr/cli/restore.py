@@ -153,6 +153,7 @@ def restore_all(
     from tqdm import tqdm
 
     records = []
+    told: set[str] = set()
     with tqdm(jobs, unit="photo", desc="restoring", disable=None) as bar:  # None: no bar where nobody looks
         for source, target in bar:
             record: Record = {
@@ -168,6 +169,9 @@ def restore_all(
                 tqdm.write(f"ragsr: error: {error}", file=sys.stderr)
             else:
                 tqdm.write(describe(record, gallery), file=sys.stderr if args.json else sys.stdout)
+                for note in sorted(notes_on(record) - told):
+                    tqdm.write(f"ragsr: note: {note}", file=sys.stderr)
+                told |= notes_on(record)
             records.append(record)
     return records
 
@@ -185,7 +189,12 @@ def restore_one(
     return {
         "size": list(restored.image.size),
         "references": [
-            {"path": str(r.path), "distance": r.distance, "score": None if r.score is None else round(r.score, 4)}
+            {
+                "path": str(r.path),
+                "distance": r.distance,
+                "score": None if r.score is None else round(r.score, 4),
+                "note": r.note,
+            }
             for r in restored.references
         ],
         "reference_share": round(restored.reference_share, 4),
@@ -208,6 +217,11 @@ def describe(record: Record, gallery: "Gallery | None") -> str:
 
 def nearness(reference: Record, gallery: "Gallery") -> str:
     return f" (distance {reference['distance']} of {gallery.encoder.bits}, score {reference['score']:.2f})"
+
+
+def notes_on(record: Record) -> set[str]:
+    """The notes on the references of one photo."""
+    return {f"{r['path']}: {r['note']}" for r in record.get("references", ()) if r["note"]}
 
 
 def settings(args: argparse.Namespace, pipeline: "RefSRPipeline") -> dict[str, Any]:

@@ -57,7 +57,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ragsr.pipelines.restore import find_device
-    from ragsr.training.photos import find_photos, licences_of
+    from ragsr.training.card import write_card
+    from ragsr.training.photos import find_photos
     from ragsr.training.refsr import Settings, train
 
     check(args)
@@ -72,8 +73,11 @@ def run(args: argparse.Namespace) -> int:
         pairs=args.pairs if args.stage == "reference" else 0,
     )
     reached = train(settings, photos, args.out, initial_weights(args.init), find_device(args.device))
-    facts = {"model": str(args.out / "model"), "photos": len(photos), "licences": licences_of(photos)}
-    print(json.dumps({**facts, **reached}, indent=2) if args.json else describe(args.out / "model", reached))
+    model = args.out / "model"
+    write_card(model, settings, photos, args.init, reached)
+    print(
+        json.dumps({"model": str(model), "photos": len(photos), **reached}) if args.json else describe(model, reached)
+    )
     return 0
 
 

@@ -28,16 +28,16 @@ def load_model(name_or_path: str | Path = DEFAULT, scale: int = 4) -> RefNet | T
 
     Raises `InputError` for an unknown name, a scale the model cannot do, and weights that do not fit.
     """
-    if name_or_path in SHIPPED:
-        return SHIPPED[str(name_or_path)](scale)
-    path = Path(name_or_path)
+    name, path = str(name_or_path), Path(name_or_path)
+    if name in SHIPPED:
+        return SHIPPED[name](scale)
     if path.is_dir():
         return RefNet.load(path, scale)
     if path.suffix.lower() in SUFFIXES:
         return TTSR.load(path, scale)
-    if name_or_path == TTSR.name:
+    if name == TTSR.name:
         raise InputError("ttsr has no weights that ragsr could ship; name the file of a checkpoint of TTSR")
     raise InputError(
-        f"no model is named {str(name_or_path)!r}; choose one of: {', '.join(sorted(SHIPPED))}, "
+        f"no model is named {name!r}; choose one of: {', '.join(sorted(SHIPPED))}, "
         "the folder of a trained model, or the file of a TTSR checkpoint"
     )

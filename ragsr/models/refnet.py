@@ -21,6 +21,7 @@ from ragsr.models.views import PreparedReferences, check_image, views_of
 
 ASSET = Path(__file__).parent.parent / "assets" / "refnet"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MOST = 1024  # of anything in a config
 
 
 class RefNet:
@@ -79,6 +80,6 @@ def read_config(folder: Path) -> dict[str, int]:
         raise InputError(f"{folder / CONFIG}: is not JSON ({error}); copy the model again") from None
     if not isinstance(config, dict) or config.pop("model", None) != RefNet.name:
         raise InputError(f'{folder / CONFIG}: is not of the model {RefNet.name}; it must say "model": "{RefNet.name}"')
-    if set(config) != set(FusionNet().config) or not all(isinstance(n, int) and n > 0 for n in config.values()):
-        raise InputError(f"{folder / CONFIG}: must give {', '.join(FusionNet().config)}, each a number from 1 on")
+    if set(config) != set(FusionNet().config) or not all(type(n) is int and 0 < n <= MOST for n in config.values()):
+        raise InputError(f"{folder / CONFIG}: must give {', '.join(FusionNet().config)}, each a number from 1 to {MOST}")
     return config

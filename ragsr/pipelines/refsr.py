@@ -8,11 +8,12 @@ Source: iRAG Sec. 3 (hash retrieval, then reference-based super-resolution).
 """
 
 import hashlib
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,11 +23,13 @@ from torch import Tensor
 
 from ragsr.errors import InputError
 from ragsr.gallery import Gallery
-from ragsr.image import MAX_PIXELS, image_to_tensor, load_image, tensor_to_image, to_rgb
+from ragsr.image import MAX_PIXELS, image_to_tensor, load_image, load_reduced, tensor_to_image, to_rgb
+from ragsr.models import views
 from ragsr.tiling import restore_tiled, tile_size
 
 REMEMBERED = 4  # prepared sets of references that are kept: the photos of a folder often share one
 BAND = 256  # rows
+REDUCING_GAP = 3.0  # times the wanted sides to which Pillow may go in one cheap step
 
 
 class Model(Protocol):
@@ -52,6 +55,7 @@ class Reference:
     path: Path | None  # None for a picture in memory
     distance: int | None = None  # differing bits of the codes; None where no search was made
     score: float | None = None  # in [0, 1], see `Gallery.search`
+    note: str | None = None  # what was done to it before use, if anything
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class RefSRPipeline:
         self.device = torch.device(device)
         self.tile = tile_size(tile)
         self.seed = seed  # for models that draw random numbers
-        self._prepared: OrderedDict[tuple[object, ...], Any] = OrderedDict()
+        self._prepared: OrderedDict[tuple[object, ...], tuple[Any, list[str | None]]] = OrderedDict()
 
     @torch.no_grad()
     def __call__(
@@ -96,9 +100,10 @@ class RefSRPipeline:
         with timed(milliseconds, "search"):
             found = named(references) if gallery is None else self.retrieve(gallery, low, k)
         with timed(milliseconds, "prepare"):
-            prepared = self.prepare(
+            prepared, notes = self.prepare(
                 references if gallery is None else [hit.path for hit in found if hit.path is not None]
             )
+            found = [replace(one, note=note) for one, note in zip(found, notes, strict=True)]
         with timed(milliseconds, "restore"):
             restored, weight = self.restore(low, prepared)
             picture = picture_of(restored)
@@ -119,12 +124,14 @@ class RefSRPipeline:
             )
         return [Reference(hit.path, hit.distance, hit.score) for hit in hits]
 
-    def prepare(self, references: Sequence[str | Path | Image.Image]) -> Any:
-        """What the model needs to know of the references; remembered while the same files are asked for."""
+    def prepare(self, references: Sequence[str | Path | Image.Image]) -> tuple[Any, list[str | None]]:
+        """What the model needs to know of the references, and a note on each that had to be reduced.
+
+        Both are remembered while the same files are asked for.
+        """
         key = tuple(map(fingerprint, references))
         if key not in self._prepared:
-            tensors = [image_to_tensor(as_picture(reference)).to(self.device) for reference in references]
-            self._prepared[key] = self.model.prepare(tensors)
+            self._prepared[key] = self._prepare(references)
         self._prepared.move_to_end(key)
         while len(self._prepared) > REMEMBERED:
             self._prepared.popitem(last=False)
@@ -141,6 +148,14 @@ class RefSRPipeline:
                 self.tile,
                 self.model.context,
             )
+
+    def _prepare(self, references: Sequence[str | Path | Image.Image]) -> tuple[Any, list[str | None]]:
+        tensors, notes = [], []
+        for number, reference in enumerate(references, 1):
+            picture, note = read_reference(reference, number)
+            tensors.append(image_to_tensor(picture).to(self.device))
+            notes.append(note)
+        return self.model.prepare(tensors), notes
 
 
 # ------------------------------------------------------------------ details
@@ -161,6 +176,39 @@ def named(references: Sequence[str | Path | Image.Image]) -> list[Reference]:
 
 def as_picture(source: str | Path | Image.Image) -> Image.Image:
     return source if isinstance(source, Image.Image) else load_image(source)
+
+
+def read_reference(reference: str | Path | Image.Image, number: int) -> tuple[Image.Image, str | None]:
+    """A reference as large as the models use it, and a note if that is less than it was; `InputError` if it is tiny.
+
+    It is reduced while it is a picture: as a tensor it would take three times the memory.
+    """
+    if isinstance(reference, Image.Image):
+        name, picture, full = f"reference {number}", reference, reference.size
+    else:
+        name, (picture, full) = str(reference), load_reduced(reference, views.MAX_PIXELS)
+    if min(full) < views.MIN_SIDE:
+        raise InputError(
+            f"{name}: {full[0]}x{full[1]} pixels are too few for a reference; both sides must be at least "
+            f"{views.MIN_SIDE}: leave it out or find it larger"
+        )
+    size = usable_size(*picture.size)
+    if size == picture.size:
+        return picture, None
+    reduced = to_rgb(picture).resize(size, Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP)
+    return reduced, (
+        f"reduced from {full[0]}x{full[1]} to {size[0]}x{size[1]}; "
+        f"models use {views.MAX_PIXELS / 1e6:.0f} megapixels of a reference"
+    )
+
+
+def usable_size(width: int, height: int) -> tuple[int, int]:
+    """The size with at most `views.MAX_PIXELS` pixels and sides of at least `views.MIN_SIDE`, in shape if possible."""
+    shrink = math.sqrt(views.MAX_PIXELS / (width * height))
+    if shrink >= 1:
+        return width, height
+    least, most = views.MIN_SIDE, views.MAX_PIXELS // views.MIN_SIDE
+    return min(max(int(width * shrink), least), most), min(max(int(height * shrink), least), most)
 
 
 def picture_of(restored: Tensor) -> Image.Image:

@@ -36,7 +36,8 @@ def restore(
         restored.image.save("big.png")
 
     photo       a file, a PIL picture, or a tensor [1, 3, h, w] in [0, 1]
-    references  files or pictures to take texture from; without them and a gallery, the photo is restored by itself
+    references  files or pictures to take texture from; without them and a gallery, the photo is restored by itself.
+                Sides from 8 pixels; beyond 4 megapixels they are reduced, and `Reference.note` says so
     gallery     a `Gallery` or its folder: the k nearest images are the references
     model       "refnet", "transfer", the folder of a trained model, or the file of a TTSR checkpoint
     quality     "faithful" keeps to what is in the photo and its references; "rich" may add detail (diffusion models)

@@ -25,26 +25,30 @@ MANIFEST = "MANIFEST.csv"
 RECIPROCAL = ("BY-SA", "GPL", "share-alike", "sharealike")
 PERMISSIVE = ("BSD", "MIT", "Apache")
 SIZES = (1.0, 0.7, 0.5)  # of a photo: smaller ones are sharper
-TRIES = 3  # crops drawn for one that is kept, the sharpest
+TRIES = 2  # crops drawn for one that is kept, the sharpest
 LEAST_SIDE = 256
 
 
 @dataclass(frozen=True)
 class Photo:
     path: Path
-    licence: str  # as the manifest states it; "" without one
     scene: str  # photos of one scene show the same thing from several sides
+    licence: str = ""  # as the manifest states it
+    source: str = ""  # the collection it comes from
 
 
 def find_photos(folder: Path) -> list[Photo]:
     """The photos of a folder that training may use. Raises `InputError` when there is none."""
     manifest = folder / MANIFEST
     if not manifest.exists():
-        return [Photo(path, "", str(path)) for path in find_images([folder])]
+        return [Photo(path, str(path)) for path in find_images([folder])]
     rows = [row for row in read_manifest(manifest) if may_train(row["licence"], row["licence_class"])]
     if not rows:
         raise InputError(f"{manifest}: none of its photos may be trained on; see ragsr train refsr --help on licences")
-    return [Photo(folder / row["file"], row["licence"], row.get("scene_id") or row["file"]) for row in rows]
+    return [
+        Photo(folder / row["file"], row.get("scene_id") or row["file"], row["licence"], row.get("source_repo", ""))
+        for row in rows
+    ]
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:
@@ -65,9 +69,10 @@ def may_train(licence: str, licence_class: str) -> bool:
     return licence_class in ("clean", "free")
 
 
-def licences_of(photos: Sequence[Photo]) -> dict[str, int]:
-    """How many photos under which licence, for the card of a model."""
-    return dict(Counter(photo.licence or "not stated" for photo in photos).most_common())
+def sources_of(photos: Sequence[Photo]) -> list[tuple[str, str, int]]:
+    """(source, licence, number of photos), most photos first, for the card of a model."""
+    often = Counter((photo.source or "not stated", photo.licence or "not stated") for photo in photos)
+    return [(source, licence, count) for (source, licence), count in often.most_common()]
 
 
 class Crops:

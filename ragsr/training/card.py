@@ -1,0 +1,62 @@
+"""The card of a trained model: what it is, what it learned from and under which licences, how, and how well."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ragsr.env import provenance
+from ragsr.files import replacing
+from ragsr.training.photos import Photo, sources_of
+from ragsr.training.refsr import Settings
+
+WHAT = """\
+# refnet
+
+Reference-based ×4 super-resolution: a photo at a quarter of its size, and any number of other photos of which some may
+show the same things. References are registered with the photo (patch matching, then windowed correlation); the network
+decides what to take from them. Without references it is a plain super-resolver.
+
+Made for: photos that were reduced bicubically. Noise and compression in the input were not trained for.
+"""
+
+
+def write_card(
+    folder: Path, settings: Settings, photos: Sequence[Photo], start: str | None, reached: dict[str, float]
+) -> None:
+    """`README.md` and `training.json` in the folder of a model."""
+    sources = sources_of(photos)
+    facts = {
+        "settings": asdict(settings),
+        "begun_with": start,
+        "reached": reached,
+        "photos": len(photos),
+        "sources": sources,
+        **provenance(),
+    }
+    rows = [f"| {source} | {licence} | {count} |" for source, licence, count in sources]
+    lines = [
+        WHAT,
+        "## Training",
+        "",
+        f"`{facts['command']}`",
+        "",
+        f"Begun with: {start or 'random weights'}. Code: commit {facts['commit']}, {facts['date']}, "
+        f"PyTorch {facts['versions']['torch']}. Settings: {json.dumps(asdict(settings))}.",
+        "",
+        "## Reached, on crops of photos that were held out (PSNR in dB, preset refir)",
+        "",
+        "| " + " | ".join(reached) + " |",
+        "|" + "---|" * len(reached),
+        "| " + " | ".join(f"{value:.5g}" for value in reached.values()) + " |",
+        "",
+        f"## Data: {len(photos)} photos, none of which is part of this folder",
+        "",
+        "| source | licence, as stated there | photos |",
+        "|---|---|---|",
+        *rows,
+        "",
+    ]
+    for name, text in (("README.md", "\n".join(lines)), ("training.json", json.dumps(facts, indent=2) + "\n")):
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
