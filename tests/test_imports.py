@@ -29,7 +29,7 @@ BELOW = {
     "models": {"ops"},
     "pipelines": {"models", "gallery", "image", "tiling", "metrics", "codes"},
     "evaluation": {"pipelines", "gallery", "codes", "search", "metrics", "image", "sheet", "models", "env"},
-    "training": {"models", "image", "metrics", "sheet"},
+    "training": {"models", "image", "metrics", "sheet", "env"},
     "env": {"ops", "_index"},
     "cli": {"pipelines", "evaluation", "gallery", "training", "env", "image", "sheet", "codes", "metrics", "models"},
 }

@@ -101,7 +101,7 @@ def test_odd_sizes(size):
         ({"scale": 3}, "scale 4"),
         ({"pipeline": "refir"}, "refir restores with a diffusion model"),
         ({"pipeline": "magic"}, "no pipeline 'magic'; there are: refsr, refir"),
-        ({"quality": "rich"}, "the model transfer has no rich mode"),
+        ({"quality": "rich"}, "the model refnet has no rich mode"),
         ({"quality": "best"}, "faithful or rich"),
         ({"tile": 5}, "tile is 5"),
         ({"device": "abacus"}, "no device 'abacus'; use cpu or cuda"),
@@ -202,4 +202,4 @@ def test_a_panorama_of_30000_pixels(model):
 
 
 def test_load_pipeline_names_its_model():
-    assert load_pipeline(device="cpu").model.name == "transfer"
+    assert load_pipeline(device="cpu").model.name == "refnet"

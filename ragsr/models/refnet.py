@@ -44,7 +44,7 @@ class RefNet:
         config = read_config(folder)
         net = FusionNet(**config)
         if scale != net.scale:
-            raise InputError(f"{folder}: this model enlarges {net.scale} times, not {scale} times; use its scale")
+            raise InputError(f"the model {folder} enlarges {net.scale} times, not {scale} times; use scale {net.scale}")
         load_into(net, load_weights(folder / WEIGHTS), str(folder / WEIGHTS))
         return cls(net)
 
@@ -81,5 +81,6 @@ def read_config(folder: Path) -> dict[str, int]:
     if not isinstance(config, dict) or config.pop("model", None) != RefNet.name:
         raise InputError(f'{folder / CONFIG}: is not of the model {RefNet.name}; it must say "model": "{RefNet.name}"')
     if set(config) != set(FusionNet().config) or not all(type(n) is int and 0 < n <= MOST for n in config.values()):
-        raise InputError(f"{folder / CONFIG}: must give {', '.join(FusionNet().config)}, each a number from 1 to {MOST}")
+        names = ", ".join(FusionNet().config)
+        raise InputError(f"{folder / CONFIG}: must give {names}, each a number from 1 to {MOST}")
     return config
