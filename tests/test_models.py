@@ -108,6 +108,17 @@ def test_what_was_saved_comes_back(folder):
     assert (wanted[0] - enlarge_low(low)).abs().mean() > 0.01
 
 
+@torch.no_grad()
+def test_a_turned_photo_gives_the_turned_picture(folder):
+    """The ensemble of quarter turns has no preferred direction; the network alone has."""
+    model, low = RefNet.load(folder), reduce(photo(), 4)
+    upright = model(low, model.prepare([]))[0]
+    lying = model(low.rot90(1, (2, 3)), model.prepare([]))[0]
+    torch.testing.assert_close(lying, upright.rot90(1, (2, 3)), rtol=0, atol=1e-5)
+    alone, turned = (model.net(x, enlarge_low(x))[0] for x in (low, low.rot90(1, (2, 3))))
+    assert (turned - alone.rot90(1, (2, 3))).abs().max() > 0.01
+
+
 def test_a_half_precision_file_is_widened(tmp_path):
     save_model(tmp_path, small(), torch.float16)
     assert {x.dtype for x in load_file(tmp_path / WEIGHTS).values()} == {torch.float16}

@@ -1,7 +1,8 @@
 """`refnet`: reference-based ×4 super-resolution, learned; what `ragsr restore` uses unless told otherwise.
 
 Registration is that of `transfer` (`ragsr.models.alignment`: `ops.correlation_topk` finds, `ops.gather_fold` brings
-over). What is taken from the references, and what is added without them, a small network decides (`FusionNet`).
+over). What is taken from the references, and what is added without them, a small network decides (`FusionNet`), which
+looks at the photo in its four quarter turns.
 """
 
 import json
@@ -57,8 +58,20 @@ class RefNet:
         """Restore low [1, 3, h, w]: the image [1, 3, 4h, 4w], and how much came from the references [1, 1, 4h, 4w]."""
         check_image("the low-quality image", low, 1)
         clues = [one.clues for one in align(low, prepared, self.scale)]
-        restored, weight = self.net.to(low.device)(low, enlarge_low(low, self.scale), clues)
+        restored, weight = ensemble(self.net.to(low.device), low, enlarge_low(low, self.scale), clues)
         return restored.clamp(0, 1), weight
+
+
+def ensemble(net: FusionNet, low: Tensor, enlarged: Tensor, clues: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The mean over the four quarter turns of the input, each turned back.
+
+    Source: Timofte et al., Seven ways to improve example-based single image super resolution, CVPR 2016, Sec. 3.6.
+    """
+    image, weight = torch.zeros_like(enlarged), torch.zeros_like(enlarged[:, :1])
+    for turn in range(4):
+        found = net(*(x.rot90(turn, (2, 3)) for x in (low, enlarged)), [x.rot90(turn, (2, 3)) for x in clues])
+        image, weight = (total + x.rot90(-turn, (2, 3)) / 4 for total, x in zip((image, weight), found, strict=True))
+    return image, weight
 
 
 def save_model(folder: Path, net: FusionNet, dtype: torch.dtype = torch.float32) -> None:
@@ -68,6 +81,7 @@ def save_model(folder: Path, net: FusionNet, dtype: torch.dtype = torch.float32)
     weights = {name: value.detach().to(dtype).contiguous() for name, value in net.state_dict().items()}
     with replacing(folder / WEIGHTS) as temporary:
         save_file(weights, temporary)
+        temporary.chmod(0o644)  # it comes readable for its owner alone
 
 
 def read_config(folder: Path) -> dict[str, int]:
