@@ -2,7 +2,14 @@
 
 The work is done by the compiled `ragsr._index` where it was built, else by `ops.hamming_topk`. Both are exact and sort
 by (distance, index), so their answers are the same. `RAGSR_PLAIN=1` takes the op.
+
+Programs that add, remove, and keep codes in files (docs/index_format.md) take the compiled classes `FlatIndex` and
+`MultiIndexHash` themselves; they are None where nothing was compiled. `to_faiss` and `from_faiss` carry codes over.
 """
+
+import importlib
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,3 +82,69 @@ class _Codes:
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         distances, indices = hamming_topk(torch.tensor(queries), self.codes, k)
         return distances.numpy(), indices.numpy()
+
+
+CARRIED = 1 << 20  # codes that are copied at a time
+
+
+def to_faiss(index: "FlatIndex") -> Any:
+    """A `faiss.IndexBinaryFlat` with the codes of a FlatIndex; where codes were removed, in an `IndexBinaryIDMap2`.
+
+    Ids stay what they are. Distances are the same, and faiss leaves the order of equal ones open.
+    Errors: `InputError` where faiss is not installed.
+    """
+    faiss = _faiss()
+    flat = faiss.IndexBinaryFlat(8 * index.width)
+    ids = index.ids()
+    whole = len(ids) == 0 or ids[-1] == len(ids) - 1
+    target = flat if whole else faiss.IndexBinaryIDMap2(flat)
+    for part in np.split(ids, range(CARRIED, len(ids), CARRIED)):
+        if whole:
+            target.add(index.codes(part))
+        else:
+            target.add_with_ids(index.codes(part), part)
+    return target
+
+
+def from_faiss(index: Any) -> "FlatIndex":
+    """A FlatIndex with the codes and ids of a `faiss.IndexBinaryFlat`, or of one in an `IndexBinaryIDMap`.
+
+    Ids that the map leaves out are holes, as if their codes had been removed. Errors: `InputError` where faiss is not
+    installed, for other kinds of index, and for ids that are negative, doubled, or mostly holes.
+    """
+    faiss = _faiss()
+    index = faiss.downcast_IndexBinary(index) if isinstance(index, faiss.IndexBinary) else index
+    ids = None
+    if isinstance(index, faiss.IndexBinaryIDMap | faiss.IndexBinaryIDMap2):
+        ids, index = faiss.vector_to_array(index.id_map), faiss.downcast_IndexBinary(index.index)
+    if not isinstance(index, faiss.IndexBinaryFlat):
+        raise InputError(f"{type(index).__name__} cannot be read; IndexBinaryFlat can, alone or in an IndexBinaryIDMap")
+    codes = faiss.vector_to_array(index.xb).reshape(-1, index.code_size)
+    return _from_codes(codes, np.arange(len(codes)) if ids is None else ids)
+
+
+def _from_codes(codes: np.ndarray, ids: np.ndarray) -> "FlatIndex":
+    index = FlatIndex(codes.shape[1])
+    if len(ids) == 0:
+        return index
+    order = np.argsort(ids, kind="stable")
+    codes, ids = codes[order], ids[order]
+    if ids[0] < 0 or (ids[1:] == ids[:-1]).any():
+        raise InputError(f"ids must be 0 or more and all different; these begin with {ids[:3].tolist()}")
+    total = int(ids[-1]) + 1
+    if total > 10 * len(ids) + 1_000_000:
+        raise InputError(f"{len(ids)} codes have ids up to {total - 1}, mostly holes; number them from 0, keep a table")
+    placed = np.zeros((total, codes.shape[1]), np.uint8)
+    placed[ids] = codes
+    index.add(placed)
+    index.remove(np.setdiff1d(np.arange(total), ids))
+    return index
+
+
+def _faiss() -> ModuleType:
+    if FlatIndex is None:
+        raise InputError("ragsr._index was not built: install ragsr where a C++ compiler is, without RAGSR_PLAIN")
+    try:
+        return importlib.import_module("faiss")
+    except ImportError:
+        raise InputError("faiss is not installed: pip install faiss-cpu") from None

@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor> hamming_topk_cpu(const Tensor& queries, const Tensor&
       for (int64_t task = begin; task < end; ++task) body(task);
     });
   };
-  hamming_topk(kernel().distances, a.const_data_ptr<uint8_t>(), q, b.const_data_ptr<uint8_t>(), n, width, k,
+  hamming_topk(kernel(), a.const_data_ptr<uint8_t>(), q, b.const_data_ptr<uint8_t>(), n, width, k,
                distance.mutable_data_ptr<int32_t>(), index.mutable_data_ptr<int64_t>(),
                torch::stable::get_num_threads(), parallel);
   return {distance, index};

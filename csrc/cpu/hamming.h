@@ -1,16 +1,18 @@
-// Hamming distance and exact top-k on the CPU, free of torch: shared by the op (ragsr._cpu) and the index (ragsr._index).
+// Hamming distance and exact top-k on the CPU, free of torch: shared by the op (ragsr._cpu) and the index
+// (ragsr._index).
 //
-// One query against a block of codes is the only inner loop (`DistanceKernel`), written three times: for any machine,
-// for AVX2 and for AVX-512 VPOPCNTDQ. The best one the machine has is chosen at run time; RAGSR_CPU=portable|avx2|avx512
-// forces one. Selection keeps the k smallest keys
+//     hamming_distances.h   one query against a row of codes, for each instruction set
+//     hamming_nearest.h     the k nearest of one query while codes go by
+//     hamming_sliced.h      many queries against many codes: addition on bit planes
+//     hamming_cube.h        codes of 8 and 16 bits: the answer for every possible query
+//     hamming_targets.h     the two above, compiled for each instruction set
 //
-//     key = distance << 48 | index
-//
-// so that the order of integers is the order (distance, index), ties included. Codes are scanned by growing index:
-// an equal distance can never replace one that is already kept, and the test against the heap is `distance < worst`.
+// The best set the machine has is chosen at run time; RAGSR_CPU=portable|neon|avx2|avx512 forces one. Whatever is
+// chosen, however the work is cut up, the answer is the same: the k smallest in the order (distance, index).
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -18,125 +20,36 @@
 #include <string>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define RAGSR_X86 1
-#include <immintrin.h>
-#endif
+#include "hamming_targets.h"
 
 namespace ragsr {
 
-// distances of `query` [width] to codes [n, width], row after row
-using DistanceKernel = void (*)(const uint8_t* query, const uint8_t* codes, int64_t n, int64_t width, uint16_t* out);
-
-inline int popcount_words(const uint8_t* a, const uint8_t* b, int64_t width) {
-  int count = 0;
-  int64_t i = 0;
-  for (; i + 8 <= width; i += 8) {
-    uint64_t x, y;
-    std::memcpy(&x, a + i, 8);
-    std::memcpy(&y, b + i, 8);
-    count += __builtin_popcountll(x ^ y);
-  }
-  for (; i < width; ++i) count += __builtin_popcount(a[i] ^ b[i]);
-  return count;
-}
-
-inline void distances_portable(const uint8_t* query, const uint8_t* codes, int64_t n, int64_t width, uint16_t* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<uint16_t>(popcount_words(query, codes + i * width, width));
-}
-
-#ifdef RAGSR_X86
-
-#define RAGSR_AVX2 __attribute__((target("avx2,popcnt")))
-#define RAGSR_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vpopcntdq,popcnt")))
-
-// Set bits of each 64-bit lane: look both nibbles of every byte up, then add the bytes of the lane.
-RAGSR_AVX2 inline __m256i popcount_lanes(__m256i x) {
-  const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
-                                         0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
-  const __m256i nibble = _mm256_set1_epi8(0x0f);
-  const __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(x, nibble));
-  const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
-  return _mm256_sad_epu8(_mm256_add_epi8(low, high), _mm256_setzero_si256());
-}
-
-RAGSR_AVX2 inline void distances_avx2(const uint8_t* query, const uint8_t* codes, int64_t n, int64_t width,
-                                      uint16_t* out) {
-  if (width == 8) {  // four codes per vector
-    uint64_t word;
-    std::memcpy(&word, query, 8);
-    const __m256i q = _mm256_set1_epi64x(static_cast<long long>(word));
-    int64_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-      const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + 8 * i));
-      alignas(32) uint64_t count[4];
-      _mm256_store_si256(reinterpret_cast<__m256i*>(count), popcount_lanes(_mm256_xor_si256(c, q)));
-      for (int j = 0; j < 4; ++j) out[i + j] = static_cast<uint16_t>(count[j]);
-    }
-    for (; i < n; ++i) out[i] = static_cast<uint16_t>(popcount_words(query, codes + 8 * i, 8));
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    const uint8_t* code = codes + i * width;
-    int64_t j = 0;
-    __m256i sum = _mm256_setzero_si256();
-    for (; j + 32 <= width; j += 32) {
-      const __m256i q = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(query + j));
-      const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(code + j));
-      sum = _mm256_add_epi64(sum, popcount_lanes(_mm256_xor_si256(c, q)));
-    }
-    alignas(32) uint64_t part[4];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(part), sum);
-    const int tail = popcount_words(query + j, code + j, width - j);
-    out[i] = static_cast<uint16_t>(part[0] + part[1] + part[2] + part[3] + tail);
-  }
-}
-
-RAGSR_AVX512 inline void distances_avx512(const uint8_t* query, const uint8_t* codes, int64_t n, int64_t width,
-                                          uint16_t* out) {
-  if (width == 8) {  // eight codes per vector
-    uint64_t word;
-    std::memcpy(&word, query, 8);
-    const __m512i q = _mm512_set1_epi64(static_cast<long long>(word));
-    for (int64_t i = 0; i < n; i += 8) {
-      const __mmask8 lanes = static_cast<__mmask8>(n - i >= 8 ? 0xff : (1u << (n - i)) - 1);
-      const __m512i c = _mm512_maskz_loadu_epi64(lanes, codes + 8 * i);
-      _mm512_mask_cvtepi64_storeu_epi16(out + i, lanes, _mm512_popcnt_epi64(_mm512_xor_si512(c, q)));
-    }
-    return;
-  }
-  if (width < 32) {  // a masked vector per code would be mostly empty
-    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<uint16_t>(popcount_words(query, codes + i * width, width));
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    __m512i sum = _mm512_setzero_si512();
-    for (int64_t j = 0; j < width; j += 64) {
-      const __mmask64 bytes = width - j >= 64 ? ~__mmask64{0} : (__mmask64{1} << (width - j)) - 1;
-      const __m512i q = _mm512_maskz_loadu_epi8(bytes, query + j);
-      const __m512i c = _mm512_maskz_loadu_epi8(bytes, codes + i * width + j);
-      sum = _mm512_add_epi64(sum, _mm512_popcnt_epi64(_mm512_xor_si512(c, q)));
-    }
-    out[i] = static_cast<uint16_t>(_mm512_reduce_add_epi64(sum));
-  }
-}
-
-#endif  // RAGSR_X86
+using ScanKernel = void (*)(const uint8_t* queries, int64_t q, const uint8_t* codes, int64_t n, int64_t width,
+                            int64_t first, Nearest* nearest);
+using CubeKernel = void (*)(uint32_t* table, int64_t cells, int64_t k, int pass, int64_t part, int64_t parts);
 
 struct CpuKernel {
   const char* name;
   DistanceKernel distances;
+  ScanKernel scan;
+  CubeKernel cube_pass;
+  int64_t cells;  // of a vector of the cube
 };
 
 // What this machine can run, best last.
 inline std::vector<CpuKernel> available_kernels() {
-  std::vector<CpuKernel> kernels{{"portable", distances_portable}};
+  std::vector<CpuKernel> kernels{
+      {"portable", distances_portable, portable::scan, portable::cube_pass, portable::kCells}};
+#ifdef RAGSR_NEON
+  kernels.push_back({"neon", distances_neon, portable::scan, portable::cube_pass, portable::kCells});
+#endif
 #ifdef RAGSR_X86
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt")) kernels.push_back({"avx2", distances_avx2});
-  if (__builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl"))
-    kernels.push_back({"avx512", distances_avx512});
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt"))
+    kernels.push_back({"avx2", distances_avx2, avx2::scan, avx2::cube_pass, avx2::kCells});
+  if (__builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512bitalg") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+    kernels.push_back({"avx512", distances_avx512, avx512::scan, avx512::cube_pass, avx512::kCells});
 #endif
   return kernels;
 }
@@ -154,68 +67,201 @@ inline CpuKernel choose_kernel() {
   throw std::runtime_error("RAGSR_CPU is '" + std::string(wanted) + "', but this machine has: " + names);
 }
 
-// ---------------------------------------------------------------- the k nearest
+// ---------------------------------------------------------------- one answer
 
-constexpr int kIndexBits = 48;
+// Where the k nearest of each query go: distance and index [q, k].
+struct Answer {
+  int32_t* distance;
+  int64_t* index;
+  int64_t k;
 
-// Sorted keys of the min(k, end - begin) codes in [begin, end) that are nearest to one query.
-inline std::vector<uint64_t> nearest_keys(DistanceKernel distances, const uint8_t* query, const uint8_t* codes,
-                                          int64_t begin, int64_t end, int64_t width, int64_t k) {
-  constexpr int64_t kBlock = 4096;
-  uint16_t distance[kBlock];
-  std::vector<uint64_t> heap;  // a max-heap: the worst kept key is in front
-  heap.reserve(static_cast<size_t>(std::min(k, end - begin)));
-  for (int64_t start = begin; start < end; start += kBlock) {
-    const int64_t count = std::min(kBlock, end - start);
-    distances(query, codes + start * width, count, width, distance);
-    for (int64_t i = 0; i < count; ++i) {
-      const uint64_t key = static_cast<uint64_t>(distance[i]) << kIndexBits | static_cast<uint64_t>(start + i);
-      if (static_cast<int64_t>(heap.size()) < k) {
-        heap.push_back(key);
-        std::push_heap(heap.begin(), heap.end());
-      } else if (key < heap.front()) {
-        std::pop_heap(heap.begin(), heap.end());
-        heap.back() = key;
-        std::push_heap(heap.begin(), heap.end());
-      }
+  void write(int64_t row, const uint64_t* keys) const {
+    for (int64_t j = 0; j < k; ++j) {
+      distance[row * k + j] = static_cast<int32_t>(keys[j] >> kIndexBits);
+      index[row * k + j] = static_cast<int64_t>(keys[j] & ((uint64_t{1} << kIndexBits) - 1));
     }
   }
-  std::sort_heap(heap.begin(), heap.end());
-  return heap;
+};
+
+// ---------------------------------------------------------------- scan
+
+// How q queries x n codes are cut into tasks: groups of queries times parts of the codes.
+struct ScanPlan {
+  int64_t rows;      // queries of a group
+  int64_t groups;
+  int64_t length;    // codes of a part
+  int64_t parts;
+  bool counting;     // k is no small share of the codes: count distances instead of keeping a list
+
+  int64_t kept() const { return k < length ? k : length; }  // keys of one query from one part
+  int64_t k;
+};
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Large groups share the tables of a block among many queries; parts are made when the groups do not occupy the
+// threads. Parts are whole blocks of 512 codes, and long: each begins with a bound that is still wide.
+inline ScanPlan plan_scan(int64_t q, int64_t n, int64_t k, int64_t threads) {
+  constexpr int64_t kGroup = 128, kBlock = 512, kSmallestPart = 1 << 15, kKeys = 1 << 21;
+  ScanPlan plan{};
+  plan.k = k;
+  plan.counting = k >= 64 && k > n / 8;
+  plan.rows = plan.counting ? 1 : std::min(kGroup, std::max<int64_t>(1, kKeys / k));
+  plan.groups = divide_up(q, plan.rows);
+  plan.parts = 1;
+  if (plan.groups < 2 * threads) {
+    plan.parts = std::max<int64_t>(1, std::min(divide_up(threads, plan.groups), n / kSmallestPart));
+    if (plan.parts == 1) plan.groups = std::min(q, divide_up(plan.groups, threads) * threads);
+  }
+  plan.rows = divide_up(q, plan.groups);
+  plan.groups = divide_up(q, plan.rows);
+  plan.length = divide_up(divide_up(n, plan.parts), kBlock) * kBlock;
+  plan.parts = divide_up(n, plan.length);
+  return plan;
 }
 
+// Calls found(row, keys, number) with the sorted keys of the nearest codes in [begin, end) for each of `rows` queries.
+template <class Found>
+void scan_group(const CpuKernel& kernel, const uint8_t* queries, int64_t rows, const uint8_t* codes, int64_t begin,
+                int64_t end, int64_t width, int64_t k, const Found& found) {
+  const int64_t room = Nearest::room(k);
+  std::vector<uint64_t> keys(static_cast<size_t>(rows * room));
+  std::vector<Nearest> nearest;
+  nearest.reserve(static_cast<size_t>(rows));
+  for (int64_t i = 0; i < rows; ++i) nearest.emplace_back(&keys[static_cast<size_t>(i * room)], k);
+  kernel.scan(queries, rows, codes + begin * width, end - begin, width, begin, nearest.data());
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t number = nearest[static_cast<size_t>(i)].finish();
+    found(i, nearest[static_cast<size_t>(i)].keys(), number);
+  }
+}
+
+template <class Found>
+void count_group(const CpuKernel& kernel, const uint8_t* queries, int64_t rows, const uint8_t* codes, int64_t begin,
+                 int64_t end, int64_t width, int64_t k, const Found& found) {
+  const int64_t number = std::min(k, end - begin);
+  std::vector<uint16_t> distance(static_cast<size_t>(end - begin));
+  std::vector<uint64_t> keys(static_cast<size_t>(number));
+  for (int64_t i = 0; i < rows; ++i) {
+    kernel.distances(queries + i * width, codes + begin * width, end - begin, width, distance.data());
+    nearest_by_counting(distance.data(), end - begin, begin, number, 8 * width, keys.data());
+    found(i, keys.data(), number);
+  }
+}
+
+// The sorted keys that the parts found for one query, in one sorted row.
+inline std::vector<uint64_t> merge_parts(const std::vector<std::vector<uint64_t>>& found, int64_t first,
+                                         int64_t parts) {
+  std::vector<uint64_t> keys;
+  for (int64_t part = first; part < first + parts; ++part) {
+    const std::vector<uint64_t>& more = found[static_cast<size_t>(part)];
+    const auto middle = static_cast<std::ptrdiff_t>(keys.size());
+    keys.insert(keys.end(), more.begin(), more.end());
+    std::inplace_merge(keys.begin(), keys.begin() + middle, keys.end());
+  }
+  return keys;
+}
+
+template <class Parallel>
+void scan_topk(const CpuKernel& kernel, const uint8_t* queries, int64_t q, const uint8_t* codes, int64_t n,
+               int64_t width, const Answer& answer, int64_t threads, const Parallel& parallel) {
+  const ScanPlan plan = plan_scan(q, n, answer.k, threads);
+  std::vector<std::vector<uint64_t>> found(static_cast<size_t>(plan.parts > 1 ? q * plan.parts : 0));
+  parallel(plan.groups * plan.parts, [&](int64_t task) {
+    const int64_t row = task / plan.parts * plan.rows, part = task % plan.parts;
+    const int64_t begin = part * plan.length, end = std::min(n, begin + plan.length);
+    const auto keep = [&](int64_t i, const uint64_t* keys, int64_t number) {
+      if (plan.parts == 1) return answer.write(row + i, keys);
+      found[static_cast<size_t>((row + i) * plan.parts + part)].assign(keys, keys + number);
+    };
+    const auto group = plan.counting ? count_group<decltype(keep)> : scan_group<decltype(keep)>;
+    group(kernel, queries + row * width, std::min(plan.rows, q - row), codes, begin, end, width, answer.k, keep);
+  });
+  if (plan.parts == 1) return;
+  for (int64_t row = 0; row < q; ++row) answer.write(row, merge_parts(found, row * plan.parts, plan.parts).data());
+}
+
+// ---------------------------------------------------------------- cube
+
+inline int64_t power_of_two_from(int64_t k) {
+  int64_t power = 1;
+  while (power < k) power *= 2;
+  return power;
+}
+
+// Both times in nanoseconds of one thread, measured on Zen 4 with AVX-512; only their order matters. Lists of more than
+// 16 entries leave the registers.
+inline bool cube_pays(int64_t q, int64_t n, int64_t width, int64_t k) {
+  if (width > 2 || k > kCubeLargestK || n >= int64_t{1} << kCubeIndexBits) return false;
+  const auto entries = static_cast<double>((int64_t{1} << 8 * width) * power_of_two_from(k));
+  const auto kept = static_cast<double>(k), codes = static_cast<double>(n);
+  const double build = 1000 + codes + entries * static_cast<double>(8 * width) * (k <= 16 ? 0.11 : 0.8);
+  const double scan = 100 + 0.01 * codes + 18 * kept * (1 + std::log(codes / kept));
+  return build < static_cast<double>(q) * scan;
+}
+
+// The first k codes of every cell, in the order of their index.
+inline void insert_codes(uint32_t* table, const CpuKernel& kernel, const uint8_t* codes, int64_t n, int64_t width,
+                         int64_t k) {
+  std::vector<uint8_t> filled(size_t{1} << 8 * width);
+  for (int64_t i = 0; i < n; ++i) {
+    const auto cell = static_cast<int64_t>(width == 1 ? codes[i] : load_as<uint16_t>(codes + 2 * i));
+    uint8_t& entries = filled[static_cast<size_t>(cell)];
+    if (entries == k) continue;
+    const int64_t list = cell / kernel.cells * k + entries++;
+    table[list * kernel.cells + cell % kernel.cells] = static_cast<uint32_t>(i);
+  }
+}
+
+template <class Parallel>
+void cube_topk(const CpuKernel& kernel, const uint8_t* queries, int64_t q, const uint8_t* codes, int64_t n,
+               int64_t width, const Answer& answer, const Parallel& parallel) {
+  constexpr int64_t kParts = 16, kRows = 4096;
+  constexpr uint32_t kNobody = uint32_t{17} << kCubeIndexBits;  // further away than any code
+  const int64_t cells = int64_t{1} << 8 * width, k = power_of_two_from(answer.k);
+  std::vector<uint32_t> room(static_cast<size_t>(cells * k + 16), kNobody);
+  struct alignas(64) Line { uint32_t entry[16]; };
+  uint32_t* table = aligned<Line>(room.data())->entry;
+  insert_codes(table, kernel, codes, n, width, k);
+  const int64_t passes = divide_up(log2_of(cells / kernel.cells), cube_pass_bits(k));
+  for (int pass = 0; pass < passes; ++pass)
+    parallel(kParts, [&](int64_t part) { kernel.cube_pass(table, cells, k, pass, part, kParts); });
+  parallel(divide_up(q, kRows), [&](int64_t task) {
+    constexpr uint32_t kIndex = (uint32_t{1} << kCubeIndexBits) - 1;
+    for (int64_t i = task * kRows; i < std::min(q, (task + 1) * kRows); ++i) {
+      const auto cell = static_cast<int64_t>(width == 1 ? queries[i] : load_as<uint16_t>(queries + 2 * i));
+      const uint32_t* list = table + cell / kernel.cells * k * kernel.cells + cell % kernel.cells;
+      for (int64_t j = 0; j < answer.k; ++j) {
+        const uint32_t entry = list[j * kernel.cells];
+        answer.distance[i * answer.k + j] = static_cast<int32_t>(entry >> kCubeIndexBits);
+        answer.index[i * answer.k + j] = entry & kIndex;
+      }
+    }
+  });
+}
+
+// ---------------------------------------------------------------- the k nearest
+
 // distance, index [q, k] from queries [q, width] and codes [n, width], 1 <= k <= n.
-// `parallel(tasks, body)` calls body(task) for every task, on as many threads as it likes; `threads` says how many those
-// are, so that a few queries are split over the codes as well and use them all.
+// `parallel(tasks, body)` calls body(task) for every task and returns when all are done, on up to `threads` threads.
+template <class Parallel>
+void hamming_topk(const CpuKernel& kernel, const uint8_t* queries, int64_t q, const uint8_t* codes, int64_t n,
+                  int64_t width, int64_t k, int32_t* distance, int64_t* index, int64_t threads, Parallel parallel) {
+  if (q == 0) return;
+  const Answer answer{distance, index, k};
+  if (cube_pays(q, n, width, k)) return cube_topk(kernel, queries, q, codes, n, width, answer, parallel);
+  scan_topk(kernel, queries, q, codes, n, width, answer, threads, parallel);
+}
+
+// The same for a caller that knows a kernel by its distances alone.
 template <class Parallel>
 void hamming_topk(DistanceKernel distances, const uint8_t* queries, int64_t q, const uint8_t* codes, int64_t n,
                   int64_t width, int64_t k, int32_t* distance, int64_t* index, int64_t threads, Parallel parallel) {
-  if (q == 0) return;
-  constexpr int64_t kSmallestPart = 1 << 16;
-  const int64_t wanted = (threads + q - 1) / q;
-  const int64_t parts = std::max<int64_t>(1, std::min(wanted, n / kSmallestPart));
-  const int64_t part = (n + parts - 1) / parts;
-  std::vector<std::vector<uint64_t>> found(static_cast<size_t>(q * parts));
-  parallel(q * parts, [&](int64_t task) {
-    const int64_t begin = task % parts * part;
-    found[static_cast<size_t>(task)] = nearest_keys(distances, queries + task / parts * width, codes, begin,
-                                                    std::min(n, begin + part), width, k);
-  });
-  for (int64_t row = 0; row < q; ++row) {
-    std::vector<uint64_t>& keys = found[static_cast<size_t>(row * parts)];
-    for (int64_t other = 1; other < parts; ++other) {
-      const std::vector<uint64_t>& more = found[static_cast<size_t>(row * parts + other)];
-      const auto middle = static_cast<std::ptrdiff_t>(keys.size());
-      keys.insert(keys.end(), more.begin(), more.end());
-      std::inplace_merge(keys.begin(), keys.begin() + middle, keys.end());
-    }
-    for (int64_t j = 0; j < k; ++j) {
-      const uint64_t key = keys[static_cast<size_t>(j)];
-      distance[row * k + j] = static_cast<int32_t>(key >> kIndexBits);
-      index[row * k + j] = static_cast<int64_t>(key & ((uint64_t{1} << kIndexBits) - 1));
-    }
-    std::vector<uint64_t>().swap(keys);
-  }
+  const std::vector<CpuKernel> kernels = available_kernels();
+  CpuKernel chosen = kernels.front();
+  for (const CpuKernel& kernel : kernels)
+    if (kernel.distances == distances) chosen = kernel;
+  hamming_topk(chosen, queries, q, codes, n, width, k, distance, index, threads, parallel);
 }
 
 }  // namespace ragsr

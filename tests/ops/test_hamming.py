@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +69,100 @@ def test_topk_is_a_stable_sort(q, n, width, values, seed, data):
     assert index.dtype == torch.int64
     assert np.array_equal(distance.numpy(), wanted_distance)
     assert np.array_equal(index.numpy(), wanted_index)
+
+
+WIDTHS = [1, 2, 3, 4, 5, 8, 12, 16, 20, 25, 32, 64, 125, 128]
+EDGES = [1, 63, 513, 1025]  # around the blocks of 512 codes that the kernels work on
+
+
+def adversarial_codes(kind: str, rows: int, width: int) -> torch.Tensor:  # uint8 [rows, width]
+    """Sets in which most distances tie, or the first codes say nothing about the later ones."""
+    codes = random_codes(rows, width, seed=rows)
+    if kind == "equal":
+        codes[:] = codes[0].clone()
+    elif kind == "duplicates":
+        codes = codes[torch.arange(rows) % 3]
+    elif kind == "clusters":
+        codes = codes & random_codes(rows, width, seed=1) & random_codes(rows, width, seed=2)
+        codes[rows // 2 :] ^= 0xFF
+    elif kind == "one distance":
+        codes = torch.zeros_like(codes)
+        codes[torch.arange(rows), torch.arange(rows) % width] = 1
+    elif kind == "nearer and nearer":  # the bound never stops falling
+        bits = torch.arange(8 * width) >= torch.linspace(0, 8 * width, rows)[:, None]
+        codes = ops.pack_bits(bits)
+    return codes
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads; puts the old one back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("kind", ["random", "equal", "duplicates", "clusters", "one distance", "nearer and nearer"])
+def test_every_width_and_edge_is_the_plain_form(kind, width, threads):
+    for i, n in enumerate(EDGES):
+        codes = adversarial_codes(kind, n, width)
+        queries = torch.cat((codes[: 13 * (i % 2)], random_codes(3, width)))  # few are scanned, many are sliced
+        distance, index = hamming.hamming_topk_plain(queries, codes, n)
+        threads(1 + i // 2)
+        for k in {1, min(4, n), min(100, n), n}:
+            found = ops.hamming_topk(queries, codes, k)
+            assert torch.equal(found[0], distance[:, :k]), f"distances of n={n}, k={k}"
+            assert torch.equal(found[1], index[:, :k]), f"indices of n={n}, k={k}"
+
+
+@pytest.mark.parametrize("kind", ["random", "duplicates", "clusters"])
+@pytest.mark.parametrize(("q", "width", "k"), [(900, 1, 3), (900, 1, 100), (3000, 2, 1), (3000, 2, 4), (3000, 2, 7)])
+def test_all_answers_at_once_are_the_plain_form(kind, q, width, k):
+    """So many queries of so few bits that the table of all possible queries is built."""
+    queries, codes = random_codes(q, width, seed=q), adversarial_codes(kind, 700, width)
+    torch.testing.assert_close(
+        ops.hamming_topk(queries, codes, k), hamming.hamming_topk_plain(queries, codes, k), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize(("q", "width", "k"), [(1, 8, 5), (20, 8, 5), (20, 12, 40), (1, 4, 20_000)])
+def test_parts_of_the_codes_are_merged_in_order(q, width, k, threads):
+    threads(2)
+    codes = adversarial_codes("clusters", 70_000, width)
+    queries = torch.cat((codes[:1], random_codes(q - 1, width)))
+    found = ops.hamming_topk(queries, codes, k)
+    threads(1)
+    whole = ops.hamming_topk(queries, codes, k)
+    torch.testing.assert_close(found, whole, rtol=0, atol=0)
+    torch.testing.assert_close(found, hamming.hamming_topk_plain(queries, codes, k), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 20, 32, 125])
+def test_nothing_is_read_beside_the_codes(width):
+    """The same answer when the codes lie between bytes that would change it."""
+    room = torch.zeros(600 * width + 200, dtype=torch.uint8)
+    codes = room[101 : 101 + 600 * width].view(600, width)
+    codes.copy_(random_codes(600, width))
+    queries = 255 - codes[:20]
+    wanted = ops.hamming_topk(queries, codes.clone(), 9)
+    room[:101] = room[101 + 600 * width :] = 0xFF
+    torch.testing.assert_close(ops.hamming_topk(queries, codes, 9), wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kernel", ["portable", "neon", "avx2", "avx512"])
+def test_each_instruction_set_passes_the_tests_above(kernel):
+    environment = os.environ | {"RAGSR_CPU": kernel}
+    call = "from ragsr import ops; import torch; x = torch.zeros(1, 1, dtype=torch.uint8); ops.hamming_topk(x, x, 1)"
+    probe = [sys.executable, "-c", call]
+    started = subprocess.run(probe, env=environment, capture_output=True, text=True)
+    if "but this machine has" in started.stderr:
+        pytest.skip(f"this machine has no {kernel}")
+    assert started.returncode == 0, started.stderr
+    names = "plain_form or parts or beside or stable"
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", names]
+    done = subprocess.run(tests, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_few_queries_split_over_the_codes_agree_with_one_scan():
