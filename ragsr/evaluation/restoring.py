@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -69,7 +70,7 @@ def evaluate_restore(
             if method in sources:
                 start = time.perf_counter()
                 restored = pipeline(query.low, **sources[method])
-                _add_score(row, method, restored, time.perf_counter() - start, preset)
+                _add_score(row, method, restored, time.perf_counter() - start, preset, pack.folder)
         rows.append(row)
     return rows
 
@@ -120,19 +121,25 @@ def _start_row(query: Query, scale: int, preset: str) -> RestoreRow:
     return RestoreRow(query, {"bicubic": Score(psnr(bicubic, truth, preset), ssim(bicubic, truth, preset))}, pictures)
 
 
-def _add_score(row: RestoreRow, method: str, restored: Restored, seconds: float, preset: str) -> None:
+def _add_score(row: RestoreRow, method: str, restored: Restored, seconds: float, preset: str, folder: Path) -> None:
     truth = load_image(row.query.truth)
-    used = [str(reference.path) for reference in restored.references]
+    used = [reference.path for reference in restored.references if reference.path is not None]
     row.scores[method] = Score(
         psnr(restored.image, truth, preset),
         ssim(restored.image, truth, preset),
         seconds,
-        used,
+        [name_in(folder, path) for path in used],
         restored.reference_share,
     )
     row.pictures[method] = close_up(restored.image)
     if used:
         row.pictures[f"reference: {method}"] = thumbnail(load_image(used[0]))
+
+
+def name_in(folder: Path, path: Path) -> str:
+    """A reference as the pack names it, or its name alone when it lies elsewhere: no path of this machine is told."""
+    whole, inside = path.resolve(), folder.resolve()
+    return whole.relative_to(inside).as_posix() if whole.is_relative_to(inside) else whole.name
 
 
 def close_up(picture: Image.Image) -> Image.Image:
