@@ -114,13 +114,9 @@ def cover(picture: Image.Image, stranger: Image.Image, generator: np.random.Gene
 def recompress(picture: Image.Image, quality: int) -> Image.Image:
     with BytesIO() as file:
         picture.save(file, "JPEG", quality=quality)
-        return load_jpeg(file)
-
-
-def load_jpeg(file: BytesIO) -> Image.Image:
-    file.seek(0)
-    with Image.open(file) as image:
-        return image.convert("RGB")
+        file.seek(0)
+        with Image.open(file) as image:
+            return image.convert("RGB")
 
 
 # ------------------------------------------------------------------ pairs

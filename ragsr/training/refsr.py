@@ -59,9 +59,9 @@ class Settings:
 
     stage: str
     steps: int
-    batch: int = 16
+    batch: int = 8  # crops per step
     side: int = 192  # of a crop, at output size
-    rate: float = 1e-3  # of Adam at its highest
+    rate: float = 8e-4  # of Adam at its highest
     warm_up: int = 200  # steps
     seed: int = 0
     pairs: int = 0  # to learn from, in the stage `reference`
