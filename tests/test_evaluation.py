@@ -166,7 +166,7 @@ def test_eval_restore_writes_numbers_and_a_page(pack, tmp_path, capsys):
     assert main([*command, "--json", str(numbers), "--html", str(page), "--device", "cpu"]) == 0
     told = capsys.readouterr().out
     found = json.loads(numbers.read_text())
-    assert (found["preset"], found["model"], found["degradation"]) == ("refir", "transfer", "bicubic")
+    assert (found["preset"], found["model"], found["degradation"]) == ("refir", "refnet", "bicubic")
     assert set(found["mean"]) == {"bicubic", "none", "best"}
     assert {"commit", "command", "versions", "seconds", "peak_memory_mib", "device"} <= set(found["run"])
     scores = found["rows"][0]["scores"]

@@ -259,9 +259,14 @@ def test_a_run_that_was_stopped_goes_on(folder, pairs, tmp_path, with_pairs):
     resumed.resume(tmp_path / "state.safetensors")
     assert resumed.step == 4
     steps(resumed, 4)
-    for name, value in whole.net.state_dict().items():  # Adam's moments were rounded to bfloat16 on the way
-        torch.testing.assert_close(resumed.net.state_dict()[name], value, rtol=0, atol=3e-4)
-        torch.testing.assert_close(resumed.average[name], whole.average[name], rtol=0, atol=3e-4)
+    for kept in (lambda run: run.net.state_dict(), lambda run: run.average):
+        moved, missed = (apart(kept(whole), kept(other)) for other in (begin(), resumed))
+        assert missed < 0.05 * moved  # Adam's moments were rounded to bfloat16 on the way
+
+
+def apart(a, b):
+    """The mean difference of two sets of weights."""
+    return float(torch.cat([(a[name] - b[name]).abs().flatten() for name in a]).mean())
 
 
 def test_a_state_of_another_run_is_refused(tmp_path):

@@ -8,7 +8,18 @@ from torch import Tensor
 
 from ragsr.errors import InputError
 from ragsr.models import Transfer, load_model
-from ragsr.models.registration import Likeness, enlarge, evidence, fill, global_match, grid, refine, warp
+from ragsr.models.registration import (
+    Likeness,
+    box,
+    enlarge,
+    evidence,
+    fill,
+    global_match,
+    grid,
+    interpolate,
+    refine,
+    warp,
+)
 from ragsr.models.resample import back_project, reduce, resize
 
 MODEL = Transfer()
@@ -99,16 +110,27 @@ def test_back_projection_agrees_with_the_input():
     assert error[0] > 2 * error[1] > 4 * error[2]
 
 
-def test_a_shift_is_found_and_refined_to_half_a_pixel():
+@pytest.mark.parametrize(("coarseness", "window", "smoothing"), [(1, 15, 7), (4, 16, 3)])
+def test_a_shift_is_found_and_refined_to_half_a_pixel(coarseness, window, smoothing):
     wide = photo("coffee")
     query, reference = crop(wide, 60, 100, 96, 112), crop(wide, 51, 94, 160, 170)
     field = global_match(reduce(query, 4), reduce(reference, 4))
     middle = field[:, :, 6:-6, 6:-6]
     assert ((middle - torch.tensor([9 / 4, 6 / 4]).view(1, 2, 1, 1)).abs() <= 1).float().mean() > 0.9
-    start = torch.zeros(1, 2, 96, 112) + torch.tensor([8.0, 8.0]).view(1, 2, 1, 1)
-    found = refine(query, reference, start, (2, 1, 1, 0.5), window=15)
+    start = torch.full((1, 2, 96 // coarseness, 112 // coarseness), 8.0)
+    found = refine(query, reference, start, (2, 1, 1, 0.5), window, smoothing)
+    assert found.shape == start.shape
+    found = interpolate(found, (96, 112))
     assert (found - torch.tensor([9.0, 6.0]).view(1, 2, 1, 1)).abs().mean() < 0.5
     assert Likeness(query, 15)(warp(reference, found)).median() > 0.95
+
+
+def test_strided_windows_lie_around_the_middle_of_their_blocks():
+    x = torch.rand(1, 1, 16, 24, generator=torch.Generator().manual_seed(0))
+    found = box(x, 8, stride=4)
+    assert found.shape == (1, 1, 4, 6)
+    torch.testing.assert_close(found[0, 0, 1, 2], x[0, 0, 2:10, 6:14].mean())
+    torch.testing.assert_close(found[0, 0, 0, 0], x[0, 0, :6, :6].mean())  # what lies outside does not count
 
 
 def test_enlarge_keeps_the_targets_where_they_are():
@@ -142,7 +164,7 @@ def test_fill_takes_the_near_and_sure():
 
 def test_load_model():
     assert load_model("transfer", 4).name == "transfer"
-    with pytest.raises(InputError, match="no model is named 'tranfser'; choose one of: transfer"):
+    with pytest.raises(InputError, match="no model is named 'tranfser'; choose one of: refnet, transfer"):
         load_model("tranfser", 4)
     with pytest.raises(InputError, match="enlarges 4 times, not 3"):
         load_model("transfer", 3)
