@@ -1,11 +1,12 @@
 """Time the ops against their plain forms, and say how fast that is.
 
     python benchmarks/run.py                       every op that has a kernel here, on the CPU
-    python benchmarks/run.py --op hamming_topk     one op
+    python benchmarks/run.py --op hamming          one family of ops, or one op: --op hamming_topk
     python benchmarks/run.py --device cuda --json benchmarks/results/ops_cuda.json
 
-Every result is first compared with the plain form: a wrong kernel is not timed. Kernel and plain form take turns; the
-table shows medians with the 20th and 80th percentile, and work per second where the op has a natural unit of it.
+Every result is first compared with the plain form: a wrong kernel is not timed. The kernel, the plain form and the
+peers of a case take turns; the table shows medians with the 20th and 80th percentile, and work per second. A peer that
+is not installed is left out, and named.
 """
 
 import argparse
@@ -15,9 +16,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from cases import Case, families
 
 import ragsr.ops  # noqa: F401  defines the ops
 from ragsr.env import owner, provenance
@@ -25,50 +27,16 @@ from ragsr.ops._library import PLAIN_FORMS
 from ragsr.testing import assert_matches_plain
 
 
-class Case(NamedTuple):
-    op: str
-    name: str
-    make: Callable[[], tuple[Any, ...]]
-    work: float  # how many of `unit` one call does
-    unit: str
-
-
-def codes(rows: int, width: int) -> torch.Tensor:
-    return torch.randint(0, 256, (rows, width), dtype=torch.uint8)
-
-
-def topk_case(q: int, n: int, bits: int, k: int) -> Case:
-    name = f"{q} queries, {n} codes of {bits} bits, k={k}"
-    return Case("hamming_topk", name, lambda: (codes(q, bits // 8), codes(n, bits // 8), k), q * n, "pairs")
-
-
-CASES = [
-    topk_case(64, 26_500, 16, 1),
-    topk_case(64, 26_500, 64, 4),
-    topk_case(1, 1_000_000, 64, 4),
-    topk_case(64, 1_000_000, 64, 4),
-    topk_case(64, 200_000, 256, 4),
-    Case(
-        "hamming_distance",
-        "64 queries, 100000 codes of 64 bits",
-        lambda: (codes(64, 8), codes(100_000, 8)),
-        6.4e6,
-        "pairs",
-    ),
-    Case("pack_bits", "100000 vectors of 256 components", lambda: (torch.randn(100_000, 256),), 2.56e7, "components"),
-]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--op", help="only this op")
+    parser.add_argument("--op", metavar="NAME", help="only this family or op")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to run (%(default)s)")
     parser.add_argument("--seconds", type=float, default=2.0, help="time to spend on each case (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results with device, versions and commit")
     args = parser.parse_args()
-    cases = [case for case in CASES if args.op in (None, case.op)]
+    cases = [case for name, found in families().items() for case in found if args.op in (None, name, case.op)]
     if not cases:
-        parser.error(f"no case for {args.op}; there are {', '.join(sorted({case.op for case in CASES}))}")
+        parser.error(f"no case for {args.op}; the families are {', '.join(families())}")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device here")
     rows = [measure(case, args.device, args.seconds) for case in cases]
@@ -82,32 +50,46 @@ def main() -> int:
 def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
     torch.manual_seed(0)
     inputs = tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in case.make())
-    kernel, plain = getattr(torch.ops.ragsr, case.op), PLAIN_FORMS[case.op]
     assert_matches_plain(case.op, *inputs)
-    times: dict[str, list[float]] = {"kernel": [], "plain": []}
+    runs, missing = contestants(case, inputs)
+    times: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times["kernel"]) < 5:
-        for name, function in (("kernel", kernel), ("plain", plain)):
-            times[name].append(timed(function, inputs, device))
+        for name, run in runs.items():
+            times[name].append(timed(run, device))
+    median = {name: statistics.median(values) for name, values in times.items()}
     row = {"op": case.op, "case": case.name, "device": device, "owner": owner(case.op, device.upper())}
-    row |= {f"{name}_us": [round(x * 1e6, 1) for x in percentiles(values)] for name, values in times.items()}
-    per_second = case.work / statistics.median(times["kernel"])
-    row |= {"per_second": per_second, "unit": case.unit}
-    row["times_plain"] = statistics.median(times["plain"]) / statistics.median(times["kernel"])
-    low, middle, high = row["kernel_us"]
+    row |= {"us": {name: [round(x * 1e6, 1) for x in percentiles(values)] for name, values in times.items()}}
+    row |= {"per_second": case.work / median["kernel"], "unit": case.unit, "missing": missing}
+    row["times"] = {name: value / median["kernel"] for name, value in median.items() if name != "kernel"}
+    low, middle, high = row["us"]["kernel"]
+    compared = ", ".join([*(f"{ratio:.1f} × {name}" for name, ratio in row["times"].items()), *missing])
     print(
         f"{case.op:<17} {case.name:<45} {row['owner']:<8} {middle:>10.1f} µs [{low:.1f}, {high:.1f}]  "
-        f"{per_second / 1e9:7.2f} G {case.unit}/s  {row['times_plain']:6.1f} × plain",
+        f"{row['per_second'] / 1e9:7.2f} G {case.unit}/s  {compared}",
         file=sys.stderr,
     )
     return row
 
 
-def timed(function: Callable[..., Any], inputs: tuple[Any, ...], device: str) -> float:
+def contestants(case: Case, inputs: tuple[Any, ...]) -> tuple[dict[str, Callable[[], Any]], list[str]]:
+    """What is timed, by name, and which peers are not installed."""
+    op, plain = getattr(torch.ops.ragsr, case.op), PLAIN_FORMS[case.op]
+    runs: dict[str, Callable[[], Any]] = {"kernel": lambda: op(*inputs), "plain": lambda: plain(*inputs)}
+    missing = []
+    for name, prepare in case.peers.items():
+        try:
+            runs[name] = prepare(*inputs)
+        except ImportError:
+            missing.append(f"without {name}")
+    return runs, missing
+
+
+def timed(run: Callable[[], Any], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    function(*inputs)
+    run()
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -17,8 +17,8 @@ from ragsr.models.fusion import FusionNet
 from ragsr.models.resample import back_project
 from ragsr.training import refsr
 from ragsr.training.pairs import SIDE, PairMaker, load_pair, make_pairs, retake, warped_reference
-from ragsr.training.photos import Crops, Photo, find_photos, may_train, sources_of
-from ragsr.training.samples import Samples, grouped, hold_out, turned
+from ragsr.training.photos import Crops, Photo, degrade, find_photos, may_train, sources_of, turned
+from ragsr.training.samples import Samples, grouped, hold_out
 
 CPU = torch.device("cpu")
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
@@ -149,7 +149,7 @@ def test_the_detail_of_a_true_reference_is_true(pairs):
     for pair in map(load_pair, pairs):
         if pair.kinds == ("same",):
             truth = torch.from_numpy(pair.truth).permute(2, 0, 1)[None] / 255
-            low, clues = refsr.degrade(truth, 4), torch.from_numpy(pair.clues).float()
+            low, clues = degrade(truth, 4), torch.from_numpy(pair.clues).float()
             alone = enlarge_low(low)
             helped = back_project(alone + clues[:, 5:] * clues[:, :3], low, 3)
             gains.append(float((alone - truth).square().mean() / (helped - truth).square().mean()))
@@ -194,7 +194,7 @@ def test_samples_keep_truth_and_clues_together(folder, pairs):
     batches, again = samples.draw(8), samples.draw(8)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(batches, again, strict=True))
     truth, clues = next((t, c) for t, c in samples.draw(9)[1:] if len(c))
-    missing = truth - enlarge_low(refsr.degrade(truth, 4))
+    missing = truth - enlarge_low(degrade(truth, 4))
     agreement = (missing * clues[0][:, :3] * clues[0][:, 5:]).sum((1, 2, 3))
     assert (agreement > 0).any() or clues[0][:, 5].max() < 0.05
 
@@ -211,7 +211,7 @@ def test_the_low_quality_photo_is_that_of_pillow(folder):
     image = Image.open(folder / "astronaut.png")
     truth = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
     pillow = np.asarray(image.resize((120, 110), Image.Resampling.BICUBIC)) / 255
-    ours = refsr.degrade(truth, 4)[0].permute(1, 2, 0).numpy()
+    ours = degrade(truth, 4)[0].permute(1, 2, 0).numpy()
     difference = np.abs(ours - pillow) * 255
     assert difference.mean() < 0.2
     assert (difference > 1.01).mean() < 5e-3  # Pillow rounds, and clips overshoots, between rows and columns

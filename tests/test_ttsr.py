@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from ragsr.errors import InputError
-from ragsr.models import ttsr
+from ragsr.models import ttsr, views
 from ragsr.models.ttsr import TTSR, Textures, TTSRNet, blur, canvas_of, net_of
 from ragsr.models.ttsr_net import CELLS, Transferred, enlarge
 from ragsr.ops import gather_fold, match
@@ -217,7 +217,7 @@ def test_any_size(model, size, references):
 
 
 def test_large_references_are_reduced(monkeypatch):
-    monkeypatch.setattr(ttsr, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(views, "MAX_PIXELS", 1000)
     fitted = ttsr.fit(picture(90, 50))
     assert fitted.shape[2:] == (44, 24)  # 42 × 23, continued to multiples of 4
 

@@ -77,8 +77,8 @@ struct Answer {
 
   void write(int64_t row, const uint64_t* keys) const {
     for (int64_t j = 0; j < k; ++j) {
-      distance[row * k + j] = static_cast<int32_t>(keys[j] >> kIndexBits);
-      index[row * k + j] = static_cast<int64_t>(keys[j] & ((uint64_t{1} << kIndexBits) - 1));
+      distance[row * k + j] = key_distance(keys[j]);
+      index[row * k + j] = key_index(keys[j]);
     }
   }
 };

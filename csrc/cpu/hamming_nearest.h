@@ -13,9 +13,11 @@ namespace ragsr {
 
 constexpr int kIndexBits = 48;
 
-inline uint64_t make_key(int distance, int64_t index) {
+inline uint64_t make_key(int64_t distance, int64_t index) {
   return static_cast<uint64_t>(distance) << kIndexBits | static_cast<uint64_t>(index);
 }
+inline int32_t key_distance(uint64_t key) { return static_cast<int32_t>(key >> kIndexBits); }
+inline int64_t key_index(uint64_t key) { return static_cast<int64_t>(key & ((uint64_t{1} << kIndexBits) - 1)); }
 
 // Few keys are kept sorted. Many are collected without order in twice the room and cut back to k when it is full: the
 // bound then lags behind, by at most k codes that were worth nothing.
@@ -65,7 +67,7 @@ class Nearest {
 
   void set_worst(uint64_t key) {
     worst_ = key;
-    bound_ = static_cast<int64_t>(key >> kIndexBits);
+    bound_ = key_distance(key);
   }
 
   uint64_t* keys_;

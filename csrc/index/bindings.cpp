@@ -151,7 +151,7 @@ py::tuple range_search(const FlatIndex& index, const py::object& queries, int64_
   py::array_t<int32_t> distances(found);
   py::array_t<int64_t> ids(found);
   std::transform(ranges.keys.begin(), ranges.keys.end(), distances.mutable_data(), ragsr::key_distance);
-  std::transform(ranges.keys.begin(), ranges.keys.end(), ids.mutable_data(), ragsr::key_id);
+  std::transform(ranges.keys.begin(), ranges.keys.end(), ids.mutable_data(), ragsr::key_index);
   return py::make_tuple(limits, distances, ids);
 }
 

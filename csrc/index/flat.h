@@ -18,7 +18,8 @@
 #include <utility>
 #include <vector>
 
-#include "file.h"
+#include "append.h"
+#include "read.h"
 #include "view.h"
 
 namespace ragsr {

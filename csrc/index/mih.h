@@ -167,7 +167,7 @@ class MultiIndexHash {
     bool write(int32_t* distance, int64_t* id) {
       std::sort_heap(best_.begin(), best_.end());
       std::transform(best_.begin(), best_.end(), distance, key_distance);
-      std::transform(best_.begin(), best_.end(), id, key_id);
+      std::transform(best_.begin(), best_.end(), id, key_index);
       return true;
     }
 

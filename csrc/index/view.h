@@ -19,14 +19,6 @@
 
 namespace ragsr {
 
-// A key orders like (distance, id).
-constexpr int kIdBits = 48;
-inline uint64_t make_key(int64_t distance, int64_t id) {
-  return static_cast<uint64_t>(distance) << kIdBits | static_cast<uint64_t>(id);
-}
-inline int32_t key_distance(uint64_t key) { return static_cast<int32_t>(key >> kIdBits); }
-inline int64_t key_id(uint64_t key) { return static_cast<int64_t>(key & ((uint64_t{1} << kIdBits) - 1)); }
-
 // Holes: a set of ids. It is copied to be changed, so its bits lie in pages that copies share.
 class Removed {
  public:
@@ -160,7 +152,7 @@ class View {
       for (int64_t j = 0; j < k; ++j) {
         const uint64_t key = best[static_cast<size_t>(row)][static_cast<size_t>(j)];
         distance[row * k + j] = key_distance(key);
-        id[row * k + j] = key_id(key);
+        id[row * k + j] = key_index(key);
       }
   }
 

@@ -75,9 +75,8 @@ def run(args: argparse.Namespace) -> int:
     reached = train(settings, photos, args.out, initial_weights(args.init), find_device(args.device))
     model = args.out / "model"
     write_card(model, settings, photos, args.init, reached)
-    print(
-        json.dumps({"model": str(model), "photos": len(photos), **reached}) if args.json else describe(model, reached)
-    )
+    told = {"model": str(model), "photos": len(photos), **reached}
+    print(json.dumps(told, indent=2) if args.json else describe(model, reached))
     return 0
 
 

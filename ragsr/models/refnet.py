@@ -5,6 +5,7 @@ over). What is taken from the references, and what is added without them, a smal
 looks at the photo in its four quarter turns.
 """
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,7 +95,7 @@ def read_config(folder: Path) -> dict[str, int]:
         raise InputError(f"{folder / CONFIG}: is not JSON ({error}); copy the model again") from None
     if not isinstance(config, dict) or config.pop("model", None) != RefNet.name:
         raise InputError(f'{folder / CONFIG}: is not of the model {RefNet.name}; it must say "model": "{RefNet.name}"')
-    if set(config) != set(FusionNet().config) or not all(type(n) is int and 0 < n <= MOST for n in config.values()):
-        names = ", ".join(FusionNet().config)
-        raise InputError(f"{folder / CONFIG}: must give {names}, each a number from 1 to {MOST}")
+    names = inspect.signature(FusionNet).parameters
+    if set(config) != set(names) or not all(type(n) is int and 0 < n <= MOST for n in config.values()):
+        raise InputError(f"{folder / CONFIG}: must give {', '.join(names)}, each a number from 1 to {MOST}")
     return config

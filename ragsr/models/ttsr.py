@@ -26,9 +26,8 @@ from torch import Tensor, nn
 
 from ragsr.errors import InputError
 from ragsr.models.loading import load_into, load_weights
-from ragsr.models.resample import resize
 from ragsr.models.ttsr_net import CELLS, Levels, MainNet, TextureExtractor, Transferred, enlarge
-from ragsr.models.views import MAX_PIXELS, MIN_SIDE, check_image
+from ragsr.models.views import check_image, usable
 from ragsr.ops import correlation_topk, gather_fold
 
 SCALE = 4
@@ -104,11 +103,7 @@ def count_blocks(names: Iterable[str], place: str) -> int:
 
 def fit(reference: Tensor) -> Tensor:
     """A reference at no more than `MAX_PIXELS`, its sides continued by reflection to multiples of 4 pixels."""
-    check_image("a reference", reference, MIN_SIDE)
-    excess = (reference.shape[2] * reference.shape[3] / MAX_PIXELS) ** 0.5
-    if excess > 1:
-        height, width = (max(MIN_SIDE, int(n / excess)) for n in reference.shape[2:])
-        reference = resize(reference, (height, width))
+    reference = usable(reference)
     return F.pad(reference, (0, -reference.shape[3] % SCALE, 0, -reference.shape[2] % SCALE), mode="reflect")
 
 

@@ -1,4 +1,4 @@
-"""References made ready for `transfer`: each at several zooms, as photos show the same thing at different sizes."""
+"""References made ready for registration: each at several zooms, as photos show the same thing at different sizes."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,12 +67,18 @@ class PreparedReferences:
 
 def views_of(reference: Tensor, scale: int) -> tuple[View, ...]:
     """A reference [1, 3, H, W] at every zoom."""
+    reference = usable(reference)
+    return tuple(View(reference, zoom, scale) for zoom in ZOOMS)
+
+
+def usable(reference: Tensor) -> Tensor:
+    """A reference [1, 3, H, W], checked, and reduced to `MAX_PIXELS` if it is larger."""
     check_image("a reference", reference, MIN_SIDE)
     excess = (reference.shape[2] * reference.shape[3] / MAX_PIXELS) ** 0.5
-    if excess > 1:
-        size = [max(MIN_SIDE, int(n / excess)) for n in reference.shape[2:]]
-        reference = resize(reference, (size[0], size[1]))
-    return tuple(View(reference, zoom, scale) for zoom in ZOOMS)
+    if excess <= 1:
+        return reference
+    height, width = (max(MIN_SIDE, int(n / excess)) for n in reference.shape[2:])
+    return resize(reference, (height, width))
 
 
 def check_image(what: str, x: Tensor, least: int) -> None:

@@ -23,9 +23,8 @@ from ragsr.errors import InputError
 from ragsr.files import replacing
 from ragsr.image import image_to_tensor, load_image, tensor_to_image
 from ragsr.models.alignment import align
-from ragsr.models.resample import resize
 from ragsr.models.views import ZOOMS, PreparedReferences, View
-from ragsr.training.photos import TRIES, Photo, sharpness
+from ragsr.training.photos import Photo, degrade, sharp_square
 
 SIDE = 320  # of a crop
 REFERENCE_SIDE = 640
@@ -33,7 +32,7 @@ LANCZOS = Image.Resampling.LANCZOS
 VIEWS = 0.12  # share of the crops from scenes with several views
 OTHER = 0.16  # share of the references that show something else
 TWO = 0.25  # share of the crops with two references
-LEAST_SIDE = round(1.3 * SIDE)
+ROOMY = round(1.3 * SIDE)  # sides of a photo with room for a crop and what lies around it
 
 
 @dataclass(frozen=True)
@@ -125,15 +124,15 @@ def recompress(picture: Image.Image, quality: int) -> Image.Image:
 class PairMaker:
     """Draws pairs from photos; number i of a seed is always the same pair."""
 
-    def __init__(self, photos: Sequence[Photo], scale: int = 4, seed: int = 0) -> None:
-        self.scale, self.seed = scale, seed
+    def __init__(self, photos: Sequence[Photo], seed: int = 0, scale: int = 4) -> None:
+        self.seed, self.scale = seed, scale
         scenes: dict[str, list[Photo]] = defaultdict(list)
         for photo in photos:
             scenes[photo.scene].append(photo)
         self.scenes = [scene for scene in scenes.values() if large(scene[0])]
         self.many_sided = [scene for scene in self.scenes if len(scene) > 1]
         if len(self.scenes) < 2:
-            raise InputError(f"pairs need two photos and more with sides of at least {LEAST_SIDE} pixels")
+            raise InputError(f"pairs need two photos and more with sides of at least {ROOMY} pixels")
 
     def make(self, number: int) -> Pair:
         """Crop, references, registration."""
@@ -143,7 +142,7 @@ class PairMaker:
         shot = int(generator.integers(len(scene)))
         image = load_image(scene[shot].path)
         truth, centre, shrink = crop(image, generator)
-        low = (resize(image_to_tensor(truth), (SIDE // self.scale,) * 2).clamp(0, 1) * 255).round() / 255
+        low = degrade(image_to_tensor(truth), self.scale)
         clues, kinds = [], []
         for _ in range(1 + (generator.random() < TWO)):
             draw = generator.random()
@@ -175,9 +174,9 @@ class PairMaker:
 
 
 def large(photo: Photo) -> bool:
-    """Whether a photo has room for a crop and what lies around it."""
+    """Whether pairs can be made of a photo."""
     with Image.open(photo.path) as image:
-        return min(image.size) >= LEAST_SIDE
+        return min(image.size) >= ROOMY
 
 
 def another_view(scene: Sequence[Photo], shot: int, generator: np.random.Generator) -> Tensor:
@@ -192,13 +191,9 @@ def crop(image: Image.Image, generator: np.random.Generator, side: int = SIDE) -
     shrink = float(generator.uniform(max(least, 0.45), 1)) if least < 1 else side / min(image.size)
     size = (max(side, round(image.width * shrink)), max(side, round(image.height * shrink)))
     small = np.asarray(image.resize(size, LANCZOS))
-    corners = [[int(generator.integers(n - side + 1)) for n in small.shape[:2]] for _ in range(TRIES)]
-    top, left = max(corners, key=lambda c: sharpness(small[c[0] : c[0] + side, c[1] : c[1] + side]))
-    return (
-        Image.fromarray(small[top : top + side, left : left + side]),
-        (np.array([left, top]) + side / 2) / shrink,
-        shrink,
-    )
+    rows, columns = sharp_square(small, side, generator)
+    centre = (np.array([columns.start, rows.start]) + side / 2) / shrink
+    return Image.fromarray(small[rows, columns]), centre, shrink
 
 
 # ------------------------------------------------------------------ kept on disk: making one takes a second

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ragsr.errors import InputError
 from ragsr.image import find_images, load_image
+from ragsr.models.resample import reduce
 
 MANIFEST = "MANIFEST.csv"
 RECIPROCAL = ("BY-SA", "GPL", "share-alike", "sharealike")
@@ -90,13 +91,12 @@ class Crops:
 
     def draw(self, count: int, generator: np.random.Generator) -> Tensor:
         """float32 [count, 3, side, side] in [0, 1], turned and mirrored at random."""
-        crops = [self._draw_one(generator) for _ in range(count)]
-        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+        return torch.cat([self._draw_one(generator) for _ in range(count)])
 
-    def _draw_one(self, generator: np.random.Generator) -> np.ndarray:
+    def _draw_one(self, generator: np.random.Generator) -> Tensor:
         image = self.images[generator.choice(len(self.images), p=self.share)]
-        crops = [cut(image, self.side, generator) for _ in range(TRIES)]
-        return turn(max(crops, key=sharpness), int(generator.integers(8)))
+        crop = image[sharp_square(image, self.side, generator)]
+        return turned(pixels_to_tensor(crop), int(generator.integers(8)))
 
 
 def smaller(image: Image.Image, least: int) -> list[Image.Image]:
@@ -105,9 +105,11 @@ def smaller(image: Image.Image, least: int) -> list[Image.Image]:
     return [image.resize(size, Image.Resampling.LANCZOS) for size in sizes if min(size) >= least]
 
 
-def cut(image: np.ndarray, side: int, generator: np.random.Generator) -> np.ndarray:
-    top, left = (int(generator.integers(n - side + 1)) for n in image.shape[:2])
-    return image[top : top + side, left : left + side]
+def sharp_square(image: np.ndarray, side: int, generator: np.random.Generator) -> tuple[slice, slice]:
+    """Of `TRIES` squares drawn at random the sharpest: its rows and columns."""
+    corners = [[int(generator.integers(n - side + 1)) for n in image.shape[:2]] for _ in range(TRIES)]
+    squares = [(slice(top, top + side), slice(left, left + side)) for top, left in corners]
+    return max(squares, key=lambda square: sharpness(image[square]))
 
 
 def sharpness(crop: np.ndarray) -> float:
@@ -116,7 +118,17 @@ def sharpness(crop: np.ndarray) -> float:
     return float(np.abs(np.diff(green, axis=0)).mean() + np.abs(np.diff(green, axis=1)).mean())
 
 
-def turn(image: np.ndarray, way: int) -> np.ndarray:
-    """One of the eight ways to lay a square down."""
-    image = np.rot90(image, way % 4)
-    return image[:, ::-1] if way >= 4 else image
+def turned(x: Tensor, way: int) -> Tensor:
+    """One of the eight ways to lay squares [..., S, S] down."""
+    x = x.rot90(way % 4, (-2, -1))
+    return x.flip(-1) if way >= 4 else x
+
+
+def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in [0, 1]."""
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def degrade(truth: Tensor, scale: int) -> Tensor:
+    """[B, 3, H, W] -> [B, 3, H/s, W/s]: bicubic as Pillow does it, in 8 bits."""
+    return (reduce(truth, scale).clamp(0, 1) * 255).round() / 255

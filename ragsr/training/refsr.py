@@ -36,10 +36,10 @@ from ragsr.models.fusion import FusionNet
 from ragsr.models.loading import load_into
 from ragsr.models.refnet import save_model
 from ragsr.models.registration import luma
-from ragsr.models.resample import reduce, resize
+from ragsr.models.resample import resize
 from ragsr.sheet import Cell, contact_sheet
 from ragsr.training.pairs import SIDE, Pair, PairMaker, load_pair, make_pairs
-from ragsr.training.photos import Photo
+from ragsr.training.photos import Photo, degrade, pixels_to_tensor
 from ragsr.training.samples import Batch, Samples, hold_out
 
 STATE = "state.safetensors"
@@ -65,7 +65,6 @@ class Settings:
     warm_up: int = 200  # steps
     seed: int = 0
     pairs: int = 0  # to learn from, in the stage `reference`
-    scale: int = 4
 
     def rate_at(self, step: int) -> float:
         """Up along a line, down along half a cosine."""
@@ -103,9 +102,10 @@ class Run:
 
     def loss(self, truth: Tensor, clues: tuple[Tensor, ...]) -> Tensor:
         truth, clues = truth.to(self.device), tuple(one.to(self.device) for one in clues)
-        low = degrade(truth, self.settings.scale)
+        low = degrade(truth, self.net.scale)
+        enlarged = enlarge_low(low, self.net.scale)
         with torch.autocast(low.device.type, torch.bfloat16):
-            restored, _ = self.net(low.contiguous(memory_format=torch.channels_last), enlarge_low(low), clues)
+            restored, _ = self.net(low.contiguous(memory_format=torch.channels_last), enlarged, clues)
         return distance(restored, truth)
 
     @torch.no_grad()
@@ -121,7 +121,7 @@ class Run:
 
     def averaged(self) -> FusionNet:
         """The moving average as a network of its own."""
-        net = FusionNet(scale=self.settings.scale)
+        net = FusionNet(**self.net.config)
         net.load_state_dict(self.average)
         return net.eval()
 
@@ -179,11 +179,6 @@ def like(x: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter).copy_(x)
 
 
-def degrade(truth: Tensor, scale: int) -> Tensor:
-    """[B, 3, H, W] -> [B, 3, H/s, W/s]: bicubic as Pillow does it, in 8 bits."""
-    return (reduce(truth, scale).clamp(0, 1) * 255).round() / 255
-
-
 def distance(restored: Tensor, truth: Tensor) -> Tensor:
     """The mean over the batch of the logarithm of the squared error, of luma and, for a share, of RGB.
 
@@ -204,15 +199,16 @@ def validate(net: FusionNet, pairs: Iterable[Pair]) -> tuple[dict[str, float], l
     scores: dict[str, list[float]] = {name: [] for name in ("bicubic", "none", "gain_same", "gain_other")}
     rows = []
     for pair in pairs:
-        truth = torch.from_numpy(pair.truth.copy()).permute(2, 0, 1)[None].float() / 255
+        truth = pixels_to_tensor(pair.truth)
         low = degrade(truth, net.scale)
+        enlarged = enlarge_low(low, net.scale)
         kind = "same" if "same" in pair.kinds else "other"
         label = {"same": "with true reference", "other": "with wrong reference"}[kind]
         clues = tuple(torch.from_numpy(pair.clues).float()[:, None])
         shown = {
             "bicubic": resize(low, (truth.shape[2], truth.shape[3])),
-            "without reference": net(low, enlarge_low(low))[0],
-            label: net(low, enlarge_low(low), clues)[0],
+            "without reference": net(low, enlarged)[0],
+            label: net(low, enlarged, clues)[0],
         }
         found = {name: psnr(picture.clamp(0, 1), truth) for name, picture in shown.items()}
         gain = found[label] - found["without reference"]
@@ -239,13 +235,13 @@ def train(
     The last row of the log is returned.
     """
     seen, held = hold_out(photos, HELD_OUT, settings.seed)
-    run = Run(settings, FusionNet(scale=settings.scale), device or torch.device("cpu"))
+    run = Run(settings, FusionNet(), device or torch.device("cpu"))
     if (out / STATE).exists():
         run.resume(out / STATE)
     elif start is not None:
         run.begin_with(start)
-    pairs = make_pairs(PairMaker(seen, settings.scale, settings.seed), settings.pairs, out / "pairs")
-    checks = make_pairs(PairMaker(held, settings.scale, settings.seed + 1), CHECKS, out / "pairs" / "validation")
+    checks = make_pairs(PairMaker(held, settings.seed + 1), CHECKS, out / "pairs" / "validation")
+    pairs = make_pairs(PairMaker(seen, settings.seed), settings.pairs, out / "pairs") if settings.pairs else []
     samples = Samples(settings.side, settings.batch, settings.seed, seen, pairs)
     with tqdm(total=settings.steps, initial=run.step, unit="step", disable=None) as bar:
         losses: list[float] = []

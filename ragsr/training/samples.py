@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ragsr.errors import InputError
 from ragsr.training.pairs import large, load_pair
-from ragsr.training.photos import Crops, Photo
+from ragsr.training.photos import Crops, Photo, pixels_to_tensor, turned
 
 Batch = tuple[Tensor, tuple[Tensor, ...]]  # truth [B, 3, H, W] and, per reference, clues [B, 6, H, W]
 DROPPED = 0.1  # share of the pairs whose references are taken away
@@ -42,14 +42,7 @@ class Samples:
         square = slice(top, top + self.side), slice(left, left + self.side)
         way, order = int(generator.integers(8)), generator.permutation(len(pair.clues))
         clues = pair.clues[order][:, :, *square] if generator.random() >= DROPPED else pair.clues[:0, :, *square]
-        truth = torch.from_numpy(pair.truth[square].copy()).permute(2, 0, 1)[None].float() / 255
-        return turned(truth, way), turned(torch.from_numpy(clues).float(), way)
-
-
-def turned(x: Tensor, way: int) -> Tensor:
-    """One of the eight ways to lay squares [..., S, S] down."""
-    x = x.rot90(way % 4, (-2, -1))
-    return x.flip(-1) if way >= 4 else x
+        return turned(pixels_to_tensor(pair.truth[square]), way), turned(torch.from_numpy(clues).float(), way)
 
 
 def grouped(drawn: Sequence[tuple[Tensor, Tensor]]) -> list[Batch]:

@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for every architecture we name, and none spills."""
+"""Every Triton kernel compiles for every architecture we name, spills nothing, and takes what the kept table says."""
 
 import json
 import os
@@ -8,16 +8,22 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton is not installed")
+triton = pytest.importorskip("triton", reason="Triton is not installed")
 SCRIPT = Path(__file__).with_name("compile_ahead.py")
+FOLDER = SCRIPT.with_name("ahead")
 
 
-def test_kernels_compile_without_spills():
+@pytest.mark.parametrize("family", sorted(path.stem for path in FOLDER.glob("*.py")))
+def test_kernels_compile_as_recorded(family):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, SCRIPT, family], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for kernel, architectures in json.loads(done.stdout).items():
+    table = json.loads(done.stdout)[family]
+    for kernel, architectures in table.items():
         assert set(architectures) == {"sm_80", "sm_90", "sm_100", "sm_120"}
         for name, used in architectures.items():
             assert used["spills"] == 0, f"{kernel} spills on {name}: {used}"
-            assert used["registers"] <= 128, f"{kernel} takes {used['registers']} registers on {name}"
+    kept = json.loads((FOLDER / f"{family}.json").read_text())
+    if triton.__version__ not in kept:
+        pytest.skip(f"no table is kept for Triton {triton.__version__}: compile_ahead.py --write makes one")
+    assert table == kept[triton.__version__]
