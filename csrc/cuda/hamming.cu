@@ -1,7 +1,7 @@
 // hamming_topk for CUDA tensors: exact, any k, any width, the same bits as every other backend. What runs when:
-// hamming_plan.cuh.
+// hamming_plan.h.
 #include "../stable.h"
-#include "hamming_plan.cuh"
+#include "hamming_plan.h"
 
 namespace ragsr {
 namespace {
@@ -21,10 +21,12 @@ class StreamDevice {
  public:
   explicit StreamDevice(const Tensor& like) : like_(like), stream_(current_stream(like.get_device_index())) {
     check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, like.get_device_index()));
+    check(cudaDeviceGetAttribute(&generation_, cudaDevAttrComputeCapabilityMajor, like.get_device_index()));
   }
 
   int processors() const { return processors_; }
   int64_t workspace() const { return int64_t{256} << 20; }
+  Bits bits() const { return generation_ == 8 ? Bits::with_xor : generation_ == 9 ? Bits::with_and : Bits::none; }
 
   void* lend(int64_t bytes) {
     lent_.push_back(empty_on(like_, {bytes}, Scalar::Byte));
@@ -43,7 +45,7 @@ class StreamDevice {
  private:
   Tensor like_;
   cudaStream_t stream_;
-  int processors_ = 1;
+  int processors_ = 1, generation_ = 0;
   std::vector<Tensor> lent_;
 };
 

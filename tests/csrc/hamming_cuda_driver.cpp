@@ -4,7 +4,41 @@
 //     c++ -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all tests/csrc/hamming_cuda_driver.cpp
 #include "cuda_on_host.h"
 
-#include "../../csrc/cuda/hamming_plan.cuh"
+namespace ragsr {
+
+// What mma.sync does with single bits, from the layout of its fragments: lane = 4 * group + member.
+template <bool kAnd, size_t kHalves>
+void multiply_bits(int (&sum)[4], const uint32_t (&a)[2 * kHalves], const uint32_t (&b)[kHalves]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, group = lane / 4, member = lane % 4;
+  for (size_t h = 0; h < kHalves; ++h) {
+    uint32_t low[32], high[32], query[32];
+    const auto collect = [](uint32_t given, uint32_t (&all)[32]) {
+      const uint64_t* words = emulation::exchange(given);
+      for (int i = 0; i < 32; ++i) all[i] = static_cast<uint32_t>(words[i]);
+    };
+    collect(a[2 * h], low);
+    collect(a[2 * h + 1], high);
+    collect(b[h], query);
+    for (int m = 0; m < 4; ++m) {  // the words of a row lie in the four lanes of a group
+      for (int d = 0; d < 4; ++d) {
+        const uint32_t code = (d < 2 ? low : high)[4 * group + m], other = query[4 * (2 * member + d % 2) + m];
+        sum[d] += __builtin_popcount(kAnd ? code & other : code ^ other);
+      }
+    }
+  }
+}
+template <bool kAnd>
+void multiply_256(int (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  multiply_bits<kAnd, 2>(sum, a, b);
+}
+template <bool kAnd>
+void multiply_128(int (&sum)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
+  multiply_bits<kAnd, 1>(sum, a, b);
+}
+
+}  // namespace ragsr
+
+#include "../../csrc/cuda/hamming_plan.h"
 #include "code_sets.h"
 
 namespace {
@@ -16,11 +50,12 @@ using ragsr::Search;
 // A small GPU: few processors, little memory to lend, and what it lends is full of nonsense.
 struct HostDevice {
   int count = 2;
-  int64_t bytes = 1 << 20;
+  int64_t bytes = 1 << 14;
   std::vector<std::unique_ptr<uint64_t[]>> lent;
 
   int processors() const { return count; }
   int64_t workspace() const { return bytes; }
+  ragsr::Bits bits() const { return ragsr::Bits::with_and; }
   void* lend(int64_t size) {
     const auto words = static_cast<size_t>((size + 7) / 8);
     lent.emplace_back(new uint64_t[words]);
@@ -91,11 +126,14 @@ std::vector<Case> cases() {
     add("lists", ragsr::lists_topk<1, HostDevice>, 1, choose(1, 63, 257, 5000, 13000), width, choose(1, 4, 100, 1024));
     add("lists", ragsr::lists_topk<4, HostDevice>, choose(2, 3, 4), choose(300, 4097, 9001), width, choose(1, 4, 513));
     add("lists", ragsr::lists_topk<8, HostDevice>, choose(5, 8, 19), choose(1, 700, 4500), width, choose(1, 10, 300));
+    add("xor", ragsr::mma_topk<false, HostDevice>, choose(1, 63, 130), choose(1, 300, 4500), width, choose(1, 4, 100));
+    add("and", ragsr::mma_topk<true, HostDevice>, choose(1, 63, 130), choose(1, 300, 4500), width, choose(1, 4, 100));
     add("counts", ragsr::counts_topk<HostDevice>, choose(1, 3), choose(1, 63, 3000, 9000), width, choose(1, 1500, 9000));
   }
   for (int kind = 0; kind < code_sets::kKinds; ++kind) {  // lists that fill up, part after part
     all.push_back({"lists", ragsr::lists_topk<8, HostDevice>, static_cast<Kind>(kind), 9, 12300, 8, 100, 0});
     all.push_back({"lists", ragsr::lists_topk<1, HostDevice>, static_cast<Kind>(kind), 1, 20000, 4, 1000, 0});
+    all.push_back({"and", ragsr::mma_topk<true, HostDevice>, static_cast<Kind>(kind), 70, 9000, 8, 20, 0});
     all.push_back({"counts", ragsr::counts_topk<HostDevice>, static_cast<Kind>(kind), 2, 12300, 8, 5000, 0});
   }
   for (const int64_t k : {1, 2, 3, 8, 30, 50, 128}) {

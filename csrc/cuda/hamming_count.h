@@ -11,7 +11,7 @@
 // The codes are read twice, and nothing is stored but the counts and the answer.
 #pragma once
 
-#include "hamming_codes.cuh"
+#include "hamming_codes.h"
 
 namespace ragsr {
 

@@ -11,7 +11,7 @@
 // An entry is distance << 27 | index, so that integers order as (distance, index).
 #pragma once
 
-#include "hamming_codes.cuh"
+#include "hamming_codes.h"
 
 namespace ragsr {
 

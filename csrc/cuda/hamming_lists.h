@@ -3,19 +3,14 @@
 //     keys   | kept: k sorted | new, in any order ...      | free |
 //                              `-- place from an atomic --'      capacity
 //
-// Threads put a key down if it is smaller than `worst`, the k-th smallest at the last cut. Where there is no more room
-// they keep it and try again after the next cut, which sorts what is there and keeps k. Nothing of use is ever lost, so
-// neither the order in which threads come nor the moment of a cut changes the answer.
+// Threads put a key down if it is smaller than `worst`, the k-th smallest at the last cut. A cut sorts what is there and
+// keeps k. Who finds no room keeps his key and tries again after the next cut. Nothing of use is ever lost, so neither
+// the order in which threads come nor the moment of a cut changes the answer.
 #pragma once
 
-#include "device.cuh"
+#include "device.h"
 
 namespace ragsr {
-
-constexpr int kLargestK = 1024;
-
-// Room for the kept keys and at least as many new ones; a power of two, as it is sorted whole.
-__host__ __device__ inline int capacity_for(int64_t k) { return k <= kLargestK / 2 ? kLargestK : 2 * kLargestK; }
 
 // Sorts keys [size], size a power of two, by Batcher's bitonic network.
 template <class Team, class Key>
@@ -36,21 +31,22 @@ __device__ void sort_keys(const Team& team, Key* keys, int size) {
   }
 }
 
+// From so many keys on a list of k is cut; a list has room for at least as many.
+__host__ __device__ inline int enough_for(int64_t k) { return 2 * k > kWarp ? static_cast<int>(2 * k) : kWarp; }
+
 template <class Key>
 struct List {
   static constexpr Key kNone = static_cast<Key>(~Key{0});
-  Key* keys;   // [capacity]
+  Key* keys;   // [capacity], a power of two, as it is sorted whole
   int* count;  // may go past the capacity: so many wanted a place
   Key* worst;  // of k kept keys; kNone while there are fewer
   int k, capacity;
 
-  // From so many keys on a cut is worth its while.
-  __device__ int enough() const { return 2 * k > kWarp ? 2 * k : kWarp; }
-
-  // Whether the key is done with: it has a place, or is of no use.
-  __device__ bool put(Key key) const {
+  // Whether the key is done with: it has a place, or is of no use. `full` is set where a cut is due.
+  __device__ bool put(Key key, bool& full) const {
     if (key >= *worst) return true;
     const int place = atomicAdd(count, 1);
+    if (place + 1 >= enough_for(k)) full = true;
     if (place >= capacity) return false;
     keys[place] = key;
     return true;

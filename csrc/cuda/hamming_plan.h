@@ -1,22 +1,26 @@
 // hamming_topk on a GPU: which kernels, in which order, over which pieces.
 //
-//     cube     codes of 8 and 16 bits, many queries   hamming_cube.cuh
-//     lists    k up to 1024                           hamming_scan.cuh
-//     counts   any k                                  hamming_count.cuh
+//     cube     codes of 8 and 16 bits, many queries   hamming_cube.h
+//     lists    k up to 1024                           hamming_scan.h, for many queries hamming_mma.h
+//     counts   any k                                  hamming_count.h
 //
 // All three give the k smallest in the order (distance, index). `Device` launches kernels and lends memory, `workspace`
-// bytes at a time where the work can be cut up; the tests have one that runs on the host. The numbers here are derived from data sheets and were not yet measured on a GPU.
+// bytes at a time where the work can be cut up; the tests have one that runs on the host. Numbers are derived from data
+// sheets and were not yet measured on a GPU.
 #pragma once
 
-#include "hamming_count.cuh"
-#include "hamming_cube.cuh"
-#include "hamming_scan.cuh"
+#include "hamming_count.h"
+#include "hamming_cube.h"
+#include "hamming_mma.h"
+#include "hamming_scan.h"
 
 namespace ragsr {
 
 constexpr int64_t kBlocksPerProcessor = 4;
-constexpr int64_t kSmallestPart = 4096;              // codes; less is not worth the list it makes
-constexpr int64_t kMergedKeys = int64_t{1} << 16;    // keys that one block merges, at most
+constexpr int64_t kSmallestPart = 4096;            // codes; less is not worth the list it makes
+constexpr int64_t kMergedKeys = int64_t{1} << 16;  // keys that one block merges, at most
+constexpr int64_t kMmaQueries = 16;                // from so many queries on, tensor cores are worth their while
+constexpr int64_t kMmaLargestK = 128;              // the lists of 64 queries share a block's memory
 
 struct Search {
   const uint8_t* queries;
@@ -75,27 +79,47 @@ void cube_topk(Device& device, const Search& s) {
 
 // ---------------------------------------------------------------- lists
 
-template <int kWords, int kQueries, class Device>
-void scan_and_merge(Device& device, const Search& s, const Parts& parts, uint64_t* lists) {
-  const Scan scan{codes_at(s.queries, s.width), codes_at(s.codes, s.width), s.q, s.n, s.k, parts.length, parts.count,
-                  lists, Answer{s.distance, s.index}};
-  const int capacity = capacity_for(s.k);
-  device.launch(hamming_scan_kernel<kWords, kQueries>, divide_up(s.q, kQueries) * parts.count, kQueries * capacity * 4,
-                scan);
-  if (parts.count > 1) device.launch(hamming_merge_kernel, s.q, capacity * 8, scan);
+// A power of two with room for two times k.
+inline int capacity_from(int least, int64_t k) {
+  int capacity = least;
+  while (capacity < 2 * k) capacity *= 2;
+  return capacity;
+}
+
+// `kernel` has the lists of kQueries queries in a block. Parts are merged by another.
+template <int kQueries, class Device, class Kernel>
+void scan_and_merge(Device& device, const Search& s, int capacity, Kernel kernel) {
+  const int64_t blocks = kBlocksPerProcessor * device.processors();
+  const Parts parts = cut_codes(s.n, divide_up(s.q, kQueries), blocks, kMergedKeys / s.k);
+  const int64_t bytes = parts.count == 1 ? 0 : parts.count * s.k * 8;  // of a query
+  const int64_t groups = bytes == 0 ? s.q : divide_up(device.workspace(), bytes * kQueries);
+  const int64_t rows = smaller_of(s.q, groups * kQueries);
+  auto* lists = bytes == 0 ? nullptr : static_cast<uint64_t*>(device.lend(rows * bytes));
+  for (int64_t from = 0; from < s.q; from += rows) {
+    const Search some = s.rows(from, smaller_of(rows, s.q - from));
+    const Scan scan{codes_at(some.queries, s.width), codes_at(s.codes, s.width), some.q, s.n, s.k, parts.length,
+                    parts.count, capacity, lists, Answer{some.distance, some.index}};
+    device.launch(kernel, divide_up(some.q, kQueries) * parts.count, kQueries * capacity * 4, scan);
+    const int room = capacity_from(kThreads, s.k);
+    if (parts.count > 1) device.launch(hamming_merge_kernel, some.q, room * 8, scan, room);
+  }
 }
 
 template <int kQueries, class Device>
 void lists_topk(Device& device, const Search& s) {
-  const int64_t blocks = kBlocksPerProcessor * device.processors();
-  const Parts parts = cut_codes(s.n, divide_up(s.q, kQueries), blocks, kMergedKeys / s.k);
-  const int64_t bytes = parts.count == 1 ? 0 : parts.count * s.k * 8;  // of a query
-  const int64_t rows = bytes == 0 ? s.q : smaller_of(s.q, divide_up(device.workspace() / bytes, kQueries) * kQueries);
-  auto* lists = bytes == 0 ? nullptr : static_cast<uint64_t*>(device.lend(rows * bytes));
-  for (int64_t from = 0; from < s.q; from += rows) {
-    const Search some = s.rows(from, smaller_of(rows, s.q - from));
-    with_words(s.width, [&](auto words) { scan_and_merge<decltype(words)::value, kQueries>(device, some, parts, lists); });
-  }
+  with_words(s.width, [&](auto words) {
+    scan_and_merge<kQueries>(device, s, capacity_from(kThreads, s.k),
+                             hamming_scan_kernel<decltype(words)::value, kQueries>);
+  });
+}
+
+template <bool kAnd, class Device>
+void mma_topk(Device& device, const Search& s) {
+  with_words(s.width, [&](auto words) {
+    using Of = Product<decltype(words)::value, kAnd>;
+    scan_and_merge<Of::kQueries>(device, s, capacity_from(kMmaCodes, s.k),
+                                 hamming_mma_kernel<decltype(words)::value, kAnd>);
+  });
 }
 
 // ---------------------------------------------------------------- counts
@@ -126,6 +150,10 @@ template <class Device>
 void hamming_topk(Device& device, const Search& s) {
   if (cube_pays(s)) return cube_topk(device, s);
   if (s.k > kLargestK) return counts_topk(device, s);
+  if (s.q >= kMmaQueries && s.k <= kMmaLargestK) {
+    if (device.bits() == Bits::with_and) return mma_topk<true>(device, s);
+    if (device.bits() == Bits::with_xor) return mma_topk<false>(device, s);
+  }
   if (s.q == 1) return lists_topk<1>(device, s);
   if (s.q <= 4) return lists_topk<4>(device, s);
   lists_topk<8>(device, s);

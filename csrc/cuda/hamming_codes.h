@@ -1,7 +1,7 @@
 // Codes in registers, and the key that holds the order (distance, index).
 #pragma once
 
-#include "device.cuh"
+#include "device.h"
 
 namespace ragsr {
 
@@ -53,25 +53,24 @@ __device__ inline void load_pieces(const uint8_t* row, uint32_t (&code)[kWords])
   }
 }
 
+// Word w of row i; what lies behind the row is 0.
+__device__ inline uint32_t load_word(const Codes& codes, int64_t i, int w) {
+  const uint8_t* row = codes.row(i);
+  if (codes.step >= 4) return 4 * w < codes.width ? reinterpret_cast<const uint32_t*>(row)[w] : 0;
+  uint32_t word = 0;
+#pragma unroll
+  for (int b = 0; b < 4; ++b)
+    if (4 * w + b < codes.width) word |= static_cast<uint32_t>(row[4 * w + b]) << (8 * b);
+  return word;
+}
+
 // A row in kWords registers, filled up with zeros: they add nothing to a distance.
 template <int kWords>
 __device__ inline void load_code(const Codes& codes, int64_t i, uint32_t (&code)[kWords]) {
   constexpr int kPiece = kWords < 4 ? kWords : 4;
-  const uint8_t* row = codes.row(i);
-  if (codes.width == 4 * kWords && codes.step >= 4 * kPiece) return load_pieces<kPiece>(row, code);
-  const bool in_words = codes.step >= 4;
+  if (codes.width == 4 * kWords && codes.step >= 4 * kPiece) return load_pieces<kPiece>(codes.row(i), code);
 #pragma unroll
-  for (int w = 0; w < kWords; ++w) {
-    uint32_t word = 0;
-    if (in_words) {
-      if (4 * w < codes.width) word = reinterpret_cast<const uint32_t*>(row)[w];
-    } else {
-#pragma unroll
-      for (int b = 0; b < 4; ++b)
-        if (4 * w + b < codes.width) word |= static_cast<uint32_t>(row[4 * w + b]) << (8 * b);
-    }
-    code[w] = word;
-  }
+  for (int w = 0; w < kWords; ++w) code[w] = load_word(codes, i, w);
 }
 
 template <int kWords>
