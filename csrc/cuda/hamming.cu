@@ -21,7 +21,9 @@ class StreamDevice {
  public:
   explicit StreamDevice(const Tensor& like) : like_(like), stream_(current_stream(like.get_device_index())) {
     check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, like.get_device_index()));
-    check(cudaDeviceGetAttribute(&generation_, cudaDevAttrComputeCapabilityMajor, like.get_device_index()));
+    cudaFuncAttributes compiled;
+    check(cudaFuncGetAttributes(&compiled, hamming_merge_kernel));
+    generation_ = compiled.ptxVersion / 10;  // of the code that runs, which may be older than the device
   }
 
   int processors() const { return processors_; }
