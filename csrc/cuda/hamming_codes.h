@@ -42,17 +42,6 @@ struct alignas(4 * kWords) Words {
   uint32_t word[kWords];
 };
 
-template <int kPiece, int kWords>
-__device__ inline void load_pieces(const uint8_t* row, uint32_t (&code)[kWords]) {
-  const auto* pieces = reinterpret_cast<const Words<kPiece>*>(row);
-#pragma unroll
-  for (int p = 0; p < kWords / kPiece; ++p) {
-    const Words<kPiece> piece = pieces[p];
-#pragma unroll
-    for (int w = 0; w < kPiece; ++w) code[p * kPiece + w] = piece.word[w];
-  }
-}
-
 // Word w of row i; what lies behind the row is 0.
 __device__ inline uint32_t load_word(const Codes& codes, int64_t i, int w) {
   const uint8_t* row = codes.row(i);
@@ -64,21 +53,42 @@ __device__ inline uint32_t load_word(const Codes& codes, int64_t i, int w) {
   return word;
 }
 
-// A row in kWords registers, filled up with zeros: they add nothing to a distance.
+// Words [first, first + kWords) of row i, in vectors where that is possible. Zeros behind the row add nothing to a
+// distance.
 template <int kWords>
-__device__ inline void load_code(const Codes& codes, int64_t i, uint32_t (&code)[kWords]) {
+__device__ inline void load_words(const Codes& codes, int64_t i, int first, uint32_t (&to)[kWords]) {
   constexpr int kPiece = kWords < 4 ? kWords : 4;
-  if (codes.width == 4 * kWords && codes.step >= 4 * kPiece) return load_pieces<kPiece>(codes.row(i), code);
+  if (codes.step < 4 * kPiece || 4 * (first + kWords) > codes.width) {
 #pragma unroll
-  for (int w = 0; w < kWords; ++w) code[w] = load_word(codes, i, w);
+    for (int w = 0; w < kWords; ++w) to[w] = load_word(codes, i, first + w);
+    return;
+  }
+  const auto* pieces = reinterpret_cast<const Words<kPiece>*>(codes.row(i) + 4 * first);
+#pragma unroll
+  for (int p = 0; p < kWords / kPiece; ++p) {
+    const Words<kPiece> piece = pieces[p];
+#pragma unroll
+    for (int w = 0; w < kPiece; ++w) to[p * kPiece + w] = piece.word[w];
+  }
 }
 
-template <int kWords>
-__device__ inline int distance_between(const uint32_t (&a)[kWords], const uint32_t* b) {
-  int distance = 0;
+// Distances of row i to queries [kQueries, kWords]; long codes pass through eight registers.
+template <int kWords, int kQueries>
+__device__ inline void distances_to(const Codes& codes, int64_t i, const Words<kWords>* queries,
+                                    int (&distance)[kQueries]) {
+  constexpr int kAtOnce = kWords < 8 ? kWords : 8;
 #pragma unroll
-  for (int w = 0; w < kWords; ++w) distance += __popc(a[w] ^ b[w]);
-  return distance;
+  for (int g = 0; g < kQueries; ++g) distance[g] = 0;
+#pragma unroll 1
+  for (int first = 0; first < kWords; first += kAtOnce) {
+    uint32_t code[kAtOnce];
+    load_words(codes, i, first, code);
+#pragma unroll
+    for (int g = 0; g < kQueries; ++g) {
+#pragma unroll
+      for (int w = 0; w < kAtOnce; ++w) distance[g] += __popc(code[w] ^ queries[g].word[first + w]);
+    }
+  }
 }
 
 // Calls f with the number of registers that a code of `width` bytes takes, as a type: a power of two up to 32.

@@ -29,16 +29,18 @@ struct Counting {
 template <int kWords>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) hamming_count_kernel(Counting counting) {
   __shared__ unsigned count[kBins];
+  __shared__ Words<kWords> query;
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t part = static_cast<int64_t>(blockIdx.x) % counting.parts;
   const int64_t begin = part * counting.length, end = smaller_of(counting.n, begin + counting.length);
-  uint32_t query[kWords], code[kWords];
-  load_code(counting.queries, static_cast<int64_t>(blockIdx.x) / counting.parts, query);
+  const int64_t row = static_cast<int64_t>(blockIdx.x) / counting.parts;
+  if (thread < kWords) query.word[thread] = load_word(counting.queries, row, thread);
   for (int d = thread; d < counting.bins; d += kThreads) count[d] = 0;
   __syncthreads();
   for (int64_t i = begin + thread; i < end; i += kThreads) {
-    load_code(counting.codes, i, code);
-    atomicAdd(&count[distance_between(code, query)], 1u);
+    int distance[1];
+    distances_to(counting.codes, i, &query, distance);
+    atomicAdd(&count[distance[0]], 1u);
   }
   __syncthreads();
   Place* out = counting.places + static_cast<int64_t>(blockIdx.x) * counting.bins;
@@ -79,11 +81,13 @@ template <int kWords>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) hamming_place_kernel(Counting counting) {
   __shared__ Place place[kBins];
   __shared__ int nearest;  // distances from here on are of no use
+  __shared__ Words<kWords> query;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const int64_t row = static_cast<int64_t>(blockIdx.x) / counting.parts;
   const int64_t part = static_cast<int64_t>(blockIdx.x) % counting.parts;
   const int64_t begin = part * counting.length, end = smaller_of(counting.n, begin + counting.length);
   const auto k = static_cast<Place>(counting.k);
+  if (thread < kWords) query.word[thread] = load_word(counting.queries, row, thread);
   if (thread == 0) nearest = counting.bins;
   __syncthreads();
   const Place* from = counting.places + static_cast<int64_t>(blockIdx.x) * counting.bins;
@@ -93,15 +97,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) hamming_place_kernel(
   }
   __syncthreads();
   const int useless = nearest;
-  uint32_t query[kWords], code[kWords];
-  load_code(counting.queries, row, query);
   for (int64_t chunk = begin; chunk < end; chunk += kThreads) {
     const int64_t i = chunk + thread;
-    int d = counting.bins;
-    if (i < end) {
-      load_code(counting.codes, i, code);
-      d = distance_between(code, query);
-    }
+    int distance[1] = {counting.bins};
+    if (i < end) distances_to(counting.codes, i, &query, distance);
+    const int d = distance[0];
     const bool kept = d < useless;
     if (!__syncthreads_or(kept)) continue;
     for (int turn = 0; turn < kThreads / kWarp; ++turn) {

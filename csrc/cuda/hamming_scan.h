@@ -102,7 +102,7 @@ template <int kWords>
 constexpr int kRowsOfThread = kWords <= 2 ? 4 : kWords <= 8 ? 2 : 1;
 
 template <int kWords, int kQueries>
-__global__ void __launch_bounds__(kThreads, kWords < 16 ? kBlocksAtOnce : 1) hamming_scan_kernel(Scan scan) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) hamming_scan_kernel(Scan scan) {
   constexpr int kRows = kRowsOfThread<kWords>;
   static_assert(kRows * kQueries <= 32, "what is pending must fit into a word");
   __shared__ int count[kQueries];
@@ -112,10 +112,8 @@ __global__ void __launch_bounds__(kThreads, kWords < 16 ? kBlocksAtOnce : 1) ham
   const Piece piece = Piece::of_block<kQueries>(scan);
   const Lists lists{scan, count, worst};
   if (thread < kQueries) {
-    uint32_t words[kWords] = {};
     const bool there = piece.row + thread < scan.q;
-    if (there) load_code(scan.queries, piece.row + thread, words);
-    for (int w = 0; w < kWords; ++w) query[thread].word[w] = words[w];
+    for (int w = 0; w < kWords; ++w) query[thread].word[w] = there ? load_word(scan.queries, piece.row + thread, w) : 0;
     lists.clear(thread, there);
   }
   __syncthreads();
@@ -131,21 +129,20 @@ __global__ void __launch_bounds__(kThreads, kWords < 16 ? kBlocksAtOnce : 1) ham
     for (int r = 0; r < kRows; ++r) {
       const int64_t i = tile + r * kThreads + thread;
       if (i >= stop) continue;
-      uint32_t code[kWords];
-      load_code(scan.codes, i, code);
+      int distance[kQueries];
+      distances_to(scan.codes, i, query, distance);
 #pragma unroll
       for (int g = 0; g < kQueries; ++g)
-        pending |= static_cast<uint32_t>(distance_between(code, query[g].word) < bound[g]) << (r * kQueries + g);
+        pending |= static_cast<uint32_t>(distance[g] < bound[g]) << (r * kQueries + g);
     }
     const auto put_pending = [&] {  // rare: the code is read and compared once more
       bool full = false;
       for (uint32_t left = pending; left != 0; left &= left - 1) {
         const int bit = __ffs(static_cast<int>(left)) - 1, g = bit % kQueries;
         const int64_t i = tile + bit / kQueries * kThreads + thread;
-        uint32_t code[kWords];
-        load_code(scan.codes, i, code);
-        const auto distance = static_cast<uint32_t>(distance_between(code, query[g].word));
-        const uint32_t key = distance << kPartBits | static_cast<uint32_t>(i - piece.begin);
+        int distance[1];
+        distances_to(scan.codes, i, query + g, distance);
+        const uint32_t key = static_cast<uint32_t>(distance[0]) << kPartBits | static_cast<uint32_t>(i - piece.begin);
         if (lists[g].put(key, full)) pending &= ~(uint32_t{1} << bit);
       }
       return full;
