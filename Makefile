@@ -1,8 +1,10 @@
 # make demo    set up, then restore a real photo with a reference found by hash: out/demo/demo.png
 # make test    set up, then run all tests
 # make lint    ruff and mypy
-# make bench   time the ops against their plain forms, and the restoration, on this machine: benchmarks/results/
-# make gpu     on a machine with an NVIDIA GPU, in the Python that already has torch: build, GPU tests, benchmarks
+# make bench   time the ops against their plain forms and other libraries, the search and the restoration on this machine:
+#              benchmarks/results/ and the tables and the picture of docs/retrieval.md; RUN=--resume goes on after a stop
+# make gpu     on a machine with an NVIDIA GPU, in the Python that already has torch: build, GPU tests, benchmarks; ten
+#              minutes, nothing is fetched; needs torch, numpy, setuptools, pybind11 and pytest in PYTHON, and nvcc
 #
 # Everything goes into VENV (.venv); PYTHON is the interpreter it is made with. Versions stand in constraints.txt.
 
@@ -31,14 +33,17 @@ lint: $(VENV)/.ready-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.ready-test
-	$(BIN)/python benchmarks/run.py --json $(OUT)/ops_cpu.json
+bench: $(VENV)/.ready-bench
+	$(BIN)/python benchmarks/run.py --json $(OUT)/ops_cpu.json $(RUN)
+	$(BIN)/python benchmarks/run.py --op index --json $(OUT)/index_cpu.json $(RUN)
+	$(BIN)/python benchmarks/run.py --op curve --json $(OUT)/curve_cpu.json $(RUN)
+	$(BIN)/python -m pytest benchmarks/test_retrieval.py -k hash --benchmark-json=$(OUT)/table6_hash.json
+	$(BIN)/python -m pytest benchmarks/test_retrieval.py -k vgg --benchmark-json=$(OUT)/table6_vgg.json
+	$(BIN)/python benchmarks/retrieval_page.py --results $(OUT)
 	$(BIN)/python benchmarks/restore_cost.py --json $(OUT)/restore_cost_cpu.json
 
 gpu:
-	RAGSR_CUDA=1 $(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m pytest tests/ops tests/kernels
-	$(PYTHON) benchmarks/run.py --device cuda --json $(OUT)/ops_cuda.json
+	$(PYTHON) benchmarks/gpu.py --out $(OUT)
 
 clean:
 	rm -rf build dist out *.egg-info ragsr/*.so $(VENV)

@@ -1,4 +1,4 @@
-"""CUDA kernels without a GPU: the same source, compiled for the host and run thread by thread (tests/csrc/cuda_on_host.h).
+"""CUDA kernels without a GPU: the same source, compiled for the host and run thread by thread (cuda_on_host.h).
 
 Each driver in tests/csrc holds its kernels against a slow and simple form, and says how many cases were right.
 """
