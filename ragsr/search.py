@@ -23,6 +23,8 @@ try:
 except ImportError:  # installed without a compiler
     FlatIndex = MultiIndexHash = None
 
+COMPILED = FlatIndex is not None and not PLAIN  # whether there may be index files
+
 
 class Index:
     """Codes of `bits` bits in the order they were added; `search` finds the nearest by number."""
@@ -31,7 +33,7 @@ class Index:
         if bits < 8 or bits % 8:
             raise InputError(f"codes of {bits} bits cannot be stored; the number of bits must be a multiple of 8")
         self.bits = bits
-        self._flat = _Codes(bits // 8) if PLAIN or FlatIndex is None else FlatIndex(bits // 8)
+        self._flat = FlatIndex(bits // 8) if COMPILED else _Codes(bits // 8)
 
     def __len__(self) -> int:
         return len(self._flat)
@@ -84,6 +86,33 @@ class _Codes:
         return distances.numpy(), indices.numpy()
 
 
+def place(
+    index: "FlatIndex",
+    ids: np.ndarray,  # int64 [n], ascending, the first not below index.total
+    codes: np.ndarray,  # uint8 [n, width]
+) -> None:
+    """Append codes under ids of one's own; the ids left out are holes, as if their codes had been removed.
+
+    Errors: `InputError` for ids that are negative, doubled, given out before, or mostly holes.
+    """
+    if len(ids) == 0:
+        return
+    first, total = index.total, int(ids[-1]) + 1
+    if ids[0] < first or (ids[1:] <= ids[:-1]).any():
+        raise InputError(
+            f"ids must be {first} or more, all different and ascending; these begin with {ids[:3].tolist()}"
+        )
+    if total > 10 * (len(index) + len(ids)) + 1_000_000:
+        raise InputError(f"{len(ids)} codes have ids up to {total - 1}, mostly holes; number them from 0, keep a table")
+    if total - first == len(ids):
+        index.add(codes)
+        return
+    placed = np.zeros((total - first, codes.shape[1]), np.uint8)
+    placed[ids - first] = codes
+    index.add(placed)
+    index.remove(np.setdiff1d(np.arange(first, total), ids, assume_unique=True))
+
+
 CARRIED = 1 << 20  # codes that are copied at a time
 
 
@@ -120,25 +149,13 @@ def from_faiss(index: Any) -> "FlatIndex":
     if not isinstance(index, faiss.IndexBinaryFlat):
         raise InputError(f"{type(index).__name__} cannot be read; IndexBinaryFlat can, alone or in an IndexBinaryIDMap")
     codes = faiss.vector_to_array(index.xb).reshape(-1, index.code_size)
-    return _from_codes(codes, np.arange(len(codes)) if ids is None else ids)
-
-
-def _from_codes(codes: np.ndarray, ids: np.ndarray) -> "FlatIndex":
-    index = FlatIndex(codes.shape[1])
-    if len(ids) == 0:
-        return index
-    order = np.argsort(ids, kind="stable")
-    codes, ids = codes[order], ids[order]
-    if ids[0] < 0 or (ids[1:] == ids[:-1]).any():
-        raise InputError(f"ids must be 0 or more and all different; these begin with {ids[:3].tolist()}")
-    total = int(ids[-1]) + 1
-    if total > 10 * len(ids) + 1_000_000:
-        raise InputError(f"{len(ids)} codes have ids up to {total - 1}, mostly holes; number them from 0, keep a table")
-    placed = np.zeros((total, codes.shape[1]), np.uint8)
-    placed[ids] = codes
-    index.add(placed)
-    index.remove(np.setdiff1d(np.arange(total), ids))
-    return index
+    flat = FlatIndex(codes.shape[1])
+    if ids is None:
+        flat.add(codes)
+    else:
+        order = np.argsort(ids, kind="stable")
+        place(flat, ids[order], codes[order])
+    return flat
 
 
 def _faiss() -> ModuleType:

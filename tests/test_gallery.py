@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pictures import picture, write_photos
 from PIL import Image
@@ -20,7 +21,8 @@ import ragsr.gallery.add
 from ragsr.codes import Baseline64
 from ragsr.errors import InputError
 from ragsr.gallery import Gallery
-from ragsr.gallery.gallery import score
+from ragsr.gallery.hits import score
+from ragsr.search import COMPILED, FlatIndex
 
 
 @pytest.fixture
@@ -221,6 +223,25 @@ def test_remove(gallery: Gallery, photos: Path) -> None:
     assert len(gallery) == 3
 
 
+def test_remove_folders_of_all_kinds(tmp_path: Path) -> None:
+    """Names that begin alike stay; the gallery's own folder, and those above it, are folders like others."""
+    inside, outside = tmp_path / "a/g", tmp_path / "a"
+    names = [inside / "deep/1.png", inside / "2.png", inside / "..3.png"]  # the last is hidden
+    names += [outside / name for name in ("deep/4.png", "deep-5.png", "deep0.png", "deep.png", "g0/6.png", "7.png")]
+    names += [tmp_path / "8.png"]
+    for seed, name in enumerate(names):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        picture(seed).save(name)
+    for target in (*names, inside, inside / "deep", outside / "deep", outside / "g0", outside, tmp_path, Path("/")):
+        with Gallery.create(inside) as gallery:
+            gallery.add([tmp_path, inside / "..3.png"], progress=False)
+            assert gallery.remove([target]) == sum(target in (name, *name.parents) for name in names)
+            left = [hit.path for hit in gallery.search(picture(0), len(gallery))] if len(gallery) else []
+            assert set(left) == {name for name in names if target not in (name, *name.parents)}
+        for file in inside.glob("gallery.*"):
+            file.unlink()
+
+
 # ------------------------------------------------------------------ opening
 
 
@@ -243,7 +264,7 @@ def test_create_does_not_overwrite(gallery: Gallery) -> None:
     with pytest.raises(InputError, match="there is a gallery already"):
         Gallery.create(gallery.folder)
     assert len(gallery) == 6
-    assert os.listdir(gallery.folder) == ["gallery.db"]
+    assert set(os.listdir(gallery.folder)) <= {"gallery.db", "gallery.index"}
 
 
 def test_create_with_an_unknown_encoder_makes_nothing(tmp_path: Path) -> None:
@@ -261,6 +282,44 @@ def test_cut_off_in_the_middle(gallery: Gallery, share: float) -> None:
     with pytest.raises(InputError, match="damaged"):
         Gallery.open(gallery.folder)
     assert file.read_bytes() == cut
+
+
+def test_damage_inside_is_told_when_it_is_met(gallery: Gallery, photos: Path) -> None:
+    gallery.close()
+    file = gallery.folder / "gallery.db"
+    data = file.read_bytes()
+    file.write_bytes(data[:8192] + bytes(len(data) - 8192))  # all but the schema and `meta`
+    with Gallery.open(gallery.folder) as opened:
+        for use in (lambda: opened.search(picture(0)), opened.info, opened.check, lambda: opened.remove([photos])):
+            with pytest.raises(InputError, match=r"gallery\.db: damaged.*; restore a copy or build it anew"):
+                use()
+
+
+def test_check_reads_everything(gallery: Gallery) -> None:
+    gallery.check()
+    gallery.close()
+    file = gallery.folder / "gallery.db"
+    data = file.read_bytes()
+    at = data.rindex(b"../photos/3.png")  # the table comes before its index
+    file.write_bytes(data[:at] + b"../photos/x.png" + data[at + 15 :])
+    with Gallery.open(gallery.folder) as opened:
+        assert len(opened.search(picture(0), 6)) == 6
+        with pytest.raises(InputError, match=r"gallery\.db: damaged \(row 4 missing from index"):
+            opened.check()
+
+
+@pytest.mark.skipif(not COMPILED, reason="there are no index files without ragsr._index")
+def test_check_compares_the_index(gallery: Gallery) -> None:
+    with sqlite3.connect(gallery.folder / "gallery.db") as connection:
+        ((state,),) = connection.execute("SELECT value FROM meta WHERE key = 'state'")
+    wrong = FlatIndex(8)
+    wrong.add(np.zeros((6, 8), np.uint8))
+    wrong.save(gallery.folder / "gallery.index", tag=bytes.fromhex(state))
+    with (
+        Gallery.open(gallery.folder) as opened,
+        pytest.raises(InputError, match=r"gallery\.index: does not agree with gallery\.db; delete it"),
+    ):
+        opened.check()
 
 
 def change(gallery: Gallery, statement: str) -> None:
@@ -351,7 +410,8 @@ def test_an_error_in_the_middle_keeps_what_was_committed(
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="POSIX permissions")
-def test_searching_in_a_folder_that_cannot_be_written() -> None:
+@pytest.mark.parametrize("indexed", [True, False])
+def test_searching_in_a_folder_that_cannot_be_written(indexed: bool) -> None:
     folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
     user = os.geteuid()
     try:
@@ -359,6 +419,8 @@ def test_searching_in_a_folder_that_cannot_be_written() -> None:
             picture(seed).save(folder / f"{seed}.png")
         with Gallery.create(folder / "g") as gallery:
             gallery.add([folder])
+        if not indexed:
+            (folder / "g" / "gallery.index").unlink(missing_ok=True)
         picture(3).save(folder / "3.png")
         (folder / "g" / "gallery.db").chmod(0o444)
         (folder / "g").chmod(0o555)

@@ -60,6 +60,31 @@ def test_add_remove_info(folder: Path, photos: Path, capsys: pytest.CaptureFixtu
     assert run("info", folder, "--json") == 0
     info = json.loads(capsys.readouterr().out)
     assert (info["images"], info["missing"], info["bits"]) == (5, [str(photos / "0.png")], 64)
+    assert info["checked"] is False
+
+
+def test_info_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", folder, "--check") == 0
+    assert "checked    all files are whole\n" in capsys.readouterr().out
+    data = (folder / "gallery.db").read_bytes()
+    (folder / "gallery.db").write_bytes(data[:8192] + bytes(len(data) - 8192))
+    assert run("info", folder, "--check") == 2
+    assert "gallery.db: damaged" in capsys.readouterr().err
+
+
+def test_json_of_what_was_done(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def done(*arguments: str | Path) -> dict[str, object]:
+        assert run(*arguments, "--json") == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    folder = tmp_path / "g"
+    (photos / "copy.png").write_bytes((photos / "0.png").read_bytes())
+    built = done("build", photos, "-o", folder)
+    assert (built["gallery"], built["added"], built["images"]) == (str(folder), 6, 6)
+    assert built["duplicates"] == [[str(photos / "copy.png"), str(photos / "0.png")]]
+    picture(9).save(photos / "9.png")
+    assert done("add", folder, photos / "9.png")["added"] == 1
+    assert done("remove", folder, photos / "deep") == {"gallery": str(folder), "removed": 2, "images": 5}
 
 
 def test_search_prints_paths_best_first(folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ class Appender {
   }
 
   // Returns where the payload lies.
-  int64_t record(const char* type, int64_t first, int64_t count, std::vector<Piece> payload) {
+  int64_t record(const char* type, int64_t first, int64_t count, std::vector<Piece> payload, const Tag& tag = {}) {
     static const uint8_t zeros[kUnit] = {};
     int64_t bytes = 0;
     for (const Piece& piece : payload) bytes += piece.second;
@@ -71,6 +71,7 @@ class Appender {
     header.first = first;
     header.count = count;
     header.bytes = bytes;
+    header.tag = tag;
     header.sums = crc32c(0, reinterpret_cast<const uint8_t*>(table.data()), table_bytes(bytes));
     header.crc = header_crc(header);
     put(&header, kUnit);
@@ -103,7 +104,7 @@ class Appender {
 // Appends a commit: the codes of `view` from `first` on and the ids `gone`. Returns where the codes lie.
 // The DONE record is written when the rest is known to be on the disk.
 inline int64_t append_commit(Appender& out, int fd, const std::string& path, const View& view, int64_t first,
-                             const std::vector<int64_t>& gone) {
+                             const std::vector<int64_t>& gone, const Tag& tag) {
   int64_t codes_at = 0;
   if (view.total() > first) {
     std::vector<Piece> payload;
@@ -117,14 +118,14 @@ inline int64_t append_commit(Appender& out, int fd, const std::string& path, con
     out.record("GONE", 0, count, {{reinterpret_cast<const uint8_t*>(gone.data()), 8 * count}});
   }
   sync_file(fd, path);
-  out.record("DONE", view.total(), view.live(), {});
+  out.record("DONE", view.total(), view.live(), {}, tag);
   sync_file(fd, path);
   return codes_at;
 }
 
 // A file with one commit, under a temporary name until it is whole. A file already there is replaced, unless a writer
 // has it open.
-inline void write_whole(const std::string& path, const View& view) {
+inline void write_whole(const std::string& path, const View& view, const Tag& tag) {
   const Descriptor replaced(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (replaced.get() >= 0 && !lock_for_writing(replaced.get())) throw second_writer(path);
   const size_t slash = path.rfind('/');
@@ -137,7 +138,7 @@ inline void write_whole(const std::string& path, const View& view) {
   try {
     Appender out(fd.get(), path, 0, 0);
     out.file_header(view.width());
-    append_commit(out, fd.get(), path, view, 0, view.removed->ids());
+    append_commit(out, fd.get(), path, view, 0, view.removed->ids(), tag);
     if (::rename(temporary.c_str(), path.c_str()) != 0) throw system_fault("naming " + path + " failed", errno);
   } catch (...) {
     ::unlink(temporary.c_str());

@@ -9,6 +9,7 @@ namespace py = pybind11;
 using ragsr::FlatIndex;
 using ragsr::MultiIndexHash;
 using ragsr::Plan;
+using ragsr::Tag;
 using ragsr::View;
 using Codes = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
 using Ids = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
@@ -177,10 +178,35 @@ std::shared_ptr<FlatIndex> open_for_adding(const py::object& path) {
   return FlatIndex::open(name);
 }
 
-void save(const FlatIndex& index, const py::object& path) {
+Tag tag_from(const std::string& bytes) {
+  Tag tag{};
+  if (!bytes.empty() && bytes.size() != tag.size())
+    throw py::value_error("the tag has " + std::to_string(bytes.size()) + " bytes; a tag has " +
+                          std::to_string(tag.size()) + ", or none");
+  std::copy(bytes.begin(), bytes.end(), tag.begin());
+  return tag;
+}
+
+py::bytes tag_of(const FlatIndex& index) {
+  Tag tag;
+  {
+    const py::gil_scoped_release release;  // a commit may be holding the writers' lock
+    tag = index.tag();
+  }
+  return tag == Tag{} ? py::bytes() : py::bytes(tag.data(), tag.size());
+}
+
+void save(const FlatIndex& index, const py::object& path, const py::bytes& tag) {
   const std::string name = path_of(path);
+  const Tag given = tag_from(tag);
   const py::gil_scoped_release release;
-  index.save(name);
+  index.save(name, given);
+}
+
+void commit(FlatIndex& index, const py::bytes& tag) {
+  const Tag given = tag_from(tag);
+  const py::gil_scoped_release release;
+  index.commit(given);
 }
 
 py::str describe(const FlatIndex& index) {
@@ -233,8 +259,9 @@ PYBIND11_MODULE(_index, m) {
       .def("range_search", &range_search, py::arg("queries"), py::arg("radius"),
            "All codes at most `radius` bits away: limits int64 [Q + 1], distances int32, ids int64. Those of query i\n"
            "are at limits[i] to limits[i + 1], sorted by (distance, id).")
-      .def("save", &save, py::arg("path"),
-           "Write a whole new file, under a temporary name until it is complete. Ids stay as they are.")
+      .def("save", &save, py::arg("path"), py::arg("tag") = py::bytes(),
+           "Write a whole new file, under a temporary name until it is complete. Ids stay as they are; `tag` as for\n"
+           "`commit`.")
       .def_static("load", &load, py::arg("path"), py::arg("mmap") = true,
                   "The index in a file, as of its last commit. With `mmap`, codes stay in the file, which may be\n"
                   "larger than memory and must not be cut meanwhile; the first search checks them. Else they are read\n"
@@ -242,11 +269,15 @@ PYBIND11_MODULE(_index, m) {
       .def_static("open", &open_for_adding, py::arg("path"),
                   "The index in a file, for adding: `commit` writes to the file. One writer at a time:\n"
                   "BlockingIOError for a second.")
-      .def("commit", &FlatIndex::commit, py::call_guard<py::gil_scoped_release>(),
+      .def("commit", &commit, py::arg("tag") = py::bytes(),
            "Append what was added and removed since the last commit; on the disk when this returns. After an OSError\n"
-           "the file is as it was, and the additions wait in memory for another commit.")
+           "the file is as it was, and the additions wait in memory for another commit. `tag`: 16 bytes of your own\n"
+           "that the file carries from this commit to the next, to tell what it belongs to.")
       .def("close", &FlatIndex::close, py::call_guard<py::gil_scoped_release>(),
            "Let other writers have the file. What was not committed stays in this object only.")
+      .def_property_readonly("tag", &tag_of, "The tag of the last commit, 16 bytes; empty where it has none.")
+      .def_property_readonly("total", [](const FlatIndex& index) { return index.view()->total(); },
+                             "Ids given out so far: those of removed codes count too.")
       .def_property_readonly("width", [](const FlatIndex& index) { return index.view()->width(); }, "Bytes per code.")
       .def("__len__", [](const FlatIndex& index) { return index.view()->live(); }, "Codes that are not removed.")
       .def("__repr__", &describe);

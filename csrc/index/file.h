@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
@@ -34,6 +35,8 @@ constexpr int64_t kUnit = 64;              // headers, payloads and tables of ch
 constexpr int64_t kSummed = int64_t{1} << 20;  // bytes of payload under one checksum
 constexpr char kMagic[8] = {'R', 'A', 'G', 'S', 'R', 'I', 'D', 'X'};
 
+using Tag = std::array<char, 16>;  // of a commit, chosen by the program that makes it; zeros: none
+
 struct FileHeader {
   char magic[8];
   uint32_t version;
@@ -50,7 +53,7 @@ struct RecordHeader {
   int64_t first;    // CODE: id of the first code. GONE: 0. DONE: ids given out so far
   int64_t count;    // CODE: codes. GONE: ids. DONE: codes that are not removed
   int64_t bytes;    // of the payload, before it is padded to kUnit
-  uint32_t zero[4];
+  Tag tag;        // DONE: of this commit. CODE, GONE: zero
   uint32_t sums;  // CRC of the padded table of checksums
   uint32_t crc;   // of the 60 bytes before
 };

@@ -103,12 +103,19 @@ class FlatIndex {
       }
     }
     view.removed = std::make_shared<Removed>(std::move(contents.removed));
+    tag_ = contents.tag;
     left_out_ = contents.left_out;
   }
 
   std::shared_ptr<const View> view() const {
     const std::lock_guard<std::mutex> lock(publishing_);
     return view_;
+  }
+
+  // Of the last commit: its own, or the one it was loaded with.
+  Tag tag() const {
+    const std::lock_guard<std::mutex> lock(writing_);
+    return tag_;
   }
 
   int64_t left_out() const { return left_out_; }  // bytes of the loaded file behind its last commit
@@ -145,27 +152,27 @@ class FlatIndex {
     publish(std::move(next));
   }
 
-  void save(const std::string& path) const {
+  void save(const std::string& path, const Tag& tag = {}) const {
     const std::shared_ptr<const View> saved = view();
     saved->check_blocks();  // damage must not get new checksums
-    write_whole(path, *saved);
+    write_whole(path, *saved, tag);
   }
 
   // Appends what was added and removed since the last commit. After an error the file is as it was and all of it waits
   // in memory for the next try.
-  void commit() {
+  void commit(const Tag& tag = {}) {
     const std::lock_guard<std::mutex> lock(writing_);
     if (!file_)
       throw std::invalid_argument("this index has no file to commit to; FlatIndex.open(path) gives one that has, "
                                   "and save(path) writes a whole new file");
     Open& file = *file_;
-    if (view_->total() == file.total && file.gone.empty()) return;
+    if (view_->total() == file.total && file.gone.empty() && tag == tag_) return;
     std::sort(file.gone.begin(), file.gone.end());
     Appender out(file.fd.get(), file.path, file.end, file.records);
     int64_t codes_at = 0;
     try {
       cut(file);  // the torn end of an interrupted commit
-      codes_at = append_commit(out, file.fd.get(), file.path, *view_, file.total, file.gone);
+      codes_at = append_commit(out, file.fd.get(), file.path, *view_, file.total, file.gone, tag);
     } catch (const FileFault& fault) {
       const bool whole = ::ftruncate(file.fd.get(), file.end) == 0;
       throw FileFault{fault.code, fault.what + ". " +
@@ -177,6 +184,7 @@ class FlatIndex {
     file.records = out.number();
     file.total = view_->total();
     file.gone.clear();
+    tag_ = tag;
     if ((file.total - first) * view_->width() >= kWorthMapping) map_committed(first, codes_at);
   }
 
@@ -263,6 +271,7 @@ class FlatIndex {
   std::shared_ptr<View> view_;     // read by writers under writing_, by others through view()
   Chunks chunks_;
   std::unique_ptr<Open> file_;
+  Tag tag_{};
   int64_t left_out_ = 0;
 };
 

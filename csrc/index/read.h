@@ -76,6 +76,7 @@ struct Contents {
   std::vector<Record> codes;
   Removed removed;
   int64_t total = 0;
+  Tag tag{};             // of the last commit
   int64_t end = 0;       // of the last commit
   uint32_t records = 0;  // up to there
   int64_t left_out = 0;  // bytes behind it
@@ -103,6 +104,7 @@ class Reader {
                record.header.count != contents_.total - contents_.removed.count())
         throw wrong(record, "counts other codes than there are");
     }
+    contents_.tag = records.back().header.tag;
     contents_.end = records.back().end();
     contents_.records = static_cast<uint32_t>(records.size());
     contents_.left_out = size_ - contents_.end;

@@ -32,6 +32,7 @@ def add_parser(subparsers: Subparsers) -> None:
     _photos(build, "photos, and folders of photos to the bottom")
     build.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="the gallery folder")
     build.add_argument("--encoder", metavar="NAME", default="baseline-64", help="turns photos into codes (%(default)s)")
+    _json(build)
 
     add = _command(
         commands,
@@ -42,6 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     _folder(add)
     _photos(add, "photos, and folders of photos to the bottom")
+    _json(add)
 
     remove = _command(
         commands,
@@ -52,10 +54,14 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     _folder(remove)
     _photos(remove, "photos and folders to take out, on disk or gone")
+    _json(remove)
 
     info = _command(commands, "info", run_info, "say what a gallery holds", "ragsr gallery info my-gallery")
     _folder(info)
-    info.add_argument("--json", action="store_true", help="print JSON")
+    info.add_argument(
+        "--check", action="store_true", help="read all of the gallery's files, and see that they are whole"
+    )
+    _json(info)
 
     search = _command(
         commands,
@@ -67,7 +73,7 @@ def add_parser(subparsers: Subparsers) -> None:
     search.add_argument("image", metavar="IMAGE", type=Path, help="the photo to look for")
     search.add_argument("--gallery", metavar="DIR", type=Path, required=True, help="the gallery folder")
     search.add_argument("-k", metavar="N", type=int, default=1, help="how many to find (%(default)s)")
-    search.add_argument("--json", action="store_true", help="print JSON")
+    _json(search)
     search.add_argument("--plot", metavar="PNG", type=Path, help="draw the photo and what was found")
 
 
@@ -87,6 +93,10 @@ def _folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("gallery", metavar="DIR", type=Path, help="the gallery folder")
 
 
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 # ------------------------------------------------------------------ commands
 
 
@@ -97,21 +107,23 @@ def run_build(args: argparse.Namespace) -> int:
     find_images(args.photos)  # complain before a folder is made
     there = Gallery.is_at(args.output)
     gallery = Gallery.open(args.output, args.encoder) if there else Gallery.create(args.output, args.encoder)
-    return _add(gallery, args.photos)
+    return _add(gallery, args)
 
 
 def run_add(args: argparse.Namespace) -> int:
     from ragsr.gallery import Gallery
 
-    return _add(Gallery.open(args.gallery), args.photos)
+    return _add(Gallery.open(args.gallery), args)
 
 
 def run_remove(args: argparse.Namespace) -> int:
     from ragsr.gallery import Gallery
 
     with Gallery.open(args.gallery) as gallery:
-        removed = gallery.remove(args.photos)
-        _say(f"{gallery.folder}: {removed} removed, {len(gallery)} images left")
+        removed, left, folder = gallery.remove(args.photos), len(gallery), gallery.folder
+    _say(f"{folder}: {removed} removed, {left} images left")
+    if args.json:
+        print(json.dumps({"gallery": str(folder), "removed": removed, "images": left}, indent=2))
     return 0
 
 
@@ -119,11 +131,14 @@ def run_info(args: argparse.Namespace) -> int:
     from ragsr.gallery import Gallery
 
     with Gallery.open(args.gallery) as gallery:
-        info = vars(gallery.info())
+        if args.check:
+            gallery.check()
+        info = vars(gallery.info()) | {"checked": args.check}
     if args.json:
         print(json.dumps(info, indent=2, default=str))
         return 0
     missing = info.pop("missing")
+    info["checked"] = "all files are whole" if args.check else "no; --check reads everything"
     for name, value in info.items():
         print(f"{name.replace('_', ' '):<10} {value}")
     print(f"{'missing':<10} {len(missing)}")
@@ -157,14 +172,17 @@ def run_search(args: argparse.Namespace) -> int:
 # ------------------------------------------------------------------ details
 
 
-def _add(gallery: "Gallery", photos: list[Path]) -> int:
+def _add(gallery: "Gallery", args: argparse.Namespace) -> int:
     with gallery:
-        report = gallery.add(photos)
+        report = gallery.add(args.photos)
         for path, reason in report.unreadable:
             _say(f"skipped {path}: {reason}")
         for path, original in report.duplicates:
             _say(f"skipped {path}: the same file as {original}")
-        _say(f"{gallery.folder}: {report}; {len(gallery)} images")
+        folder, count = gallery.folder, len(gallery)
+    _say(f"{folder}: {report}; {count} images")
+    if args.json:
+        print(json.dumps({"gallery": folder, **vars(report), "images": count}, indent=2, default=str))
     return 0
 
 

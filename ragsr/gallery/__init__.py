@@ -1,12 +1,14 @@
 """Gallery: a set of reference images on disk with their codes.
 
-The images stay where they are; the gallery folder holds one file, `gallery.db`, with their relative paths, so that
-folder and images can move together.
+The images stay where they are; the gallery folder holds `gallery.db` with their relative paths and their codes, so that
+folder and images can move together. `gallery.index` beside it is derived: the codes again, as they are searched.
 
-`gallery.py` is the class, `add.py` how images come in, `file.py` the file; docs/gallery_format.md its format.
+`gallery.py` is the class, `add.py` how images come in, `hits.py` how they are found; `file.py`, `meta.py` and
+`paths.py` are the database, `index.py` the index. docs/gallery_format.md has the format.
 """
 
 from ragsr.gallery.add import Report
-from ragsr.gallery.gallery import Gallery, Hit, Info
+from ragsr.gallery.gallery import Gallery, Info
+from ragsr.gallery.hits import Hit
 
 __all__ = ["Gallery", "Hit", "Info", "Report"]

@@ -6,6 +6,7 @@ What is known by path, size and time is not read again; what is known by content
 import hashlib
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from ragsr.codes import CodeEncoder
 from ragsr.errors import InputError
-from ragsr.gallery.file import absolute_path, stored_path
+from ragsr.gallery.paths import absolute_path, is_utf8, stored_path
 from ragsr.image import decode_image
 
 READERS = min(8, os.cpu_count() or 1)  # Pillow decodes without holding the interpreter's lock
@@ -59,7 +60,7 @@ class Adder:
         self.folder = folder
         self.encoder = encoder
         self.report = Report()
-        self.known = {content for (content,) in connection.execute("SELECT content FROM images")}
+        self.using = threading.RLock()  # of the connection: the readers look up what is known
 
     def add(self, images: Sequence[Path], step_done: Callable[[], None], progress: bool) -> Report:
         """Bring in `images`; `step_done` is called whenever the table is consistent."""
@@ -69,18 +70,17 @@ class Adder:
         # disable=None: no bar where nobody looks
         with tqdm(total=len(changed), unit="image", desc="adding", disable=None if progress else True) as bar:
             for path, reading in _in_parallel(self._read, changed):
-                self._enter(path, reading)
-                step_done()
+                with self.using:
+                    self._enter(path, reading)
+                    step_done()
                 bar.update()
         return self.report
 
     def _is_storable(self, path: Path) -> bool:
-        try:
-            stored_path(self.folder, path).encode()
-        except UnicodeEncodeError:
-            self.report.unreadable.append((path, "the file name is not UTF-8; rename it"))
-            return False
-        return True
+        if is_utf8(stored_path(self.folder, path)):
+            return True
+        self.report.unreadable.append((path, "the file name is not UTF-8; rename it"))
+        return False
 
     def _read(self, path: Path) -> Reading | str:
         """Read one file (in a thread): what it holds, or the reason why it is of no use."""
@@ -88,7 +88,7 @@ class Adder:
             with path.open("rb") as file:
                 stat = os.fstat(file.fileno())
                 content = hashlib.file_digest(file, "sha256").digest()
-                if content in self.known:
+                if self._knows(content):
                     return Reading(stat.st_size, stat.st_mtime_ns, content)
                 file.seek(0)
                 image = decode_image(file, path)
@@ -109,10 +109,9 @@ class Adder:
         if holder is not None:
             self._enter_known(path, stored, reading, holder[0])
         elif reading.code is None:  # its twin changed while we were reading: it is new after all
-            self.known.discard(reading.content)
             self._enter(path, self._read(path))
         else:
-            self._enter_new(stored, reading)
+            self.enter_new(stored, reading)
 
     def _enter_known(self, path: Path, stored: str, reading: Reading, holder: str) -> None:
         """Content that the gallery holds already: touched, moved, or a second copy."""
@@ -130,7 +129,8 @@ class Adder:
             (stored, reading.size, reading.mtime_ns, reading.content),
         )
 
-    def _enter_new(self, stored: str, reading: Reading) -> None:
+    def enter_new(self, stored: str, reading: Reading) -> None:
+        """Content that is not in the gallery, in place of what its path held before."""
         updated = self._forget(stored)
         self.report.updated += updated
         self.report.added += not updated
@@ -138,7 +138,6 @@ class Adder:
             "INSERT INTO images (path, size, mtime_ns, content, width, height, code) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (stored, *reading),
         )
-        self.known.add(reading.content)
 
     def _forget(self, stored: str) -> bool:
         return self.connection.execute("DELETE FROM images WHERE path = ?", (stored,)).rowcount > 0
@@ -150,6 +149,10 @@ class Adder:
             return False
         stat = path.stat()
         return row[1:] == (stat.st_size, stat.st_mtime_ns)
+
+    def _knows(self, content: bytes) -> bool:
+        with self.using:
+            return self._find("content", content) is not None
 
     def _find(self, column: str, value: str | bytes) -> tuple[str, int, int] | None:
         """Path, size and time of the image with that `path` or `content`."""

@@ -1,31 +1,38 @@
 """The class Gallery: open, add, remove, search, describe."""
 
-import math
+import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from ragsr.codes import ENCODERS, CodeEncoder, load_encoder
+from ragsr.codes import CodeEncoder, load_encoder
 from ragsr.errors import InputError
 from ragsr.gallery.add import Adder, Report
-from ragsr.gallery.file import NAME, absolute_path, create_file, explained, open_file, transaction
+from ragsr.gallery.file import (
+    NAME,
+    check_file,
+    create_file,
+    explained,
+    open_file,
+    read_state,
+    snapshot,
+    transaction,
+)
+from ragsr.gallery.hits import Finder, Hit
+from ragsr.gallery.index import INDEX_NAME, Codes, IndexFollower
+from ragsr.gallery.meta import new_meta, same_encoder
+from ragsr.gallery.paths import absolute_path, at_or_below, is_utf8
 from ragsr.image import find_images, load_image
-from ragsr.search import Index
+from ragsr.search import COMPILED
 
-
-class Hit(NamedTuple):
-    """One reference that a search found."""
-
-    path: Path  # absolute
-    distance: int  # differing bits
-    score: float  # in [0, 1]: see `score`
+PAGE = 10_000  # paths looked at in one go
 
 
 @dataclass
@@ -49,7 +56,8 @@ class Gallery:
         self.folder = folder
         self.encoder = encoder
         self._connection = connection
-        self._loaded: tuple[tuple[int, int], Index, list[str]] | None = None
+        self._codes = Codes(connection, folder, encoder.bits)
+        self._state_sought = False
 
     @staticmethod
     def is_at(folder: str | Path) -> bool:
@@ -60,15 +68,7 @@ class Gallery:
     def create(cls, folder: str | Path, encoder: str = "baseline-64") -> Self:
         """Make an empty gallery. `InputError` where there is one already, and for an unknown encoder."""
         codes = load_encoder(encoder)
-        meta = {
-            "encoder": codes.id,
-            "encoder_name": codes.name,
-            "encoder_version": str(codes.version),
-            "bits": str(codes.bits),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "ragsr": _ragsr_version(),
-        }
-        create_file(Path(folder), meta)
+        create_file(Path(folder), new_meta(codes))
         return cls.open(folder)
 
     @classmethod
@@ -83,7 +83,7 @@ class Gallery:
         try:
             with explained(folder / NAME):
                 meta = dict(connection.execute("SELECT key, value FROM meta"))
-            return cls(folder, connection, _same_encoder(folder, meta.get("encoder", "unknown"), encoder))
+            return cls(folder, connection, same_encoder(folder, meta.get("encoder", "unknown"), encoder))
         except BaseException:
             connection.close()
             raise
@@ -98,7 +98,12 @@ class Gallery:
         self.close()
 
     def __len__(self) -> int:
-        return int(self._rows("SELECT count(*) FROM images")[0][0])
+        with self._snapshot():
+            ready = self._codes.load_mapped()
+            if ready is not None:
+                return len(ready)
+            ((count,),) = self._connection.execute("SELECT count(*) FROM images")
+            return int(count)
 
     def __repr__(self) -> str:
         return f"Gallery({str(self.folder)!r}, encoder={self.encoder.id!r}, images={len(self)})"
@@ -111,7 +116,7 @@ class Gallery:
         writing.
         """
         images = find_images(paths)
-        with transaction(self._connection, self.folder) as step_done:
+        with self._writing() as step_done:
             report = Adder(self._connection, self.folder, self.encoder).add(images, step_done, progress)
         if len(report.unreadable) == len(images):
             path, reason = report.unreadable[0]
@@ -123,16 +128,16 @@ class Gallery:
 
         `InputError` if the gallery holds none of them.
         """
-        targets = {Path(path).resolve() for path in paths}
-        with transaction(self._connection, self.folder):
-            stored = [path for (path,) in self._rows("SELECT path FROM images")]
-            out = [
-                (path,) for path in stored if not targets.isdisjoint(_with_parents(absolute_path(self.folder, path)))
-            ]
-            self._connection.executemany("DELETE FROM images WHERE path = ?", out)
+        targets = sorted({Path(path).resolve() for path in paths})
+        out = 0
+        with self._writing():
+            for target in targets:
+                condition, values = at_or_below(self.folder, target)
+                if all(map(is_utf8, values)):
+                    out += self._connection.execute(f"DELETE FROM images WHERE {condition}", values).rowcount
         if not out:
             raise InputError(f"{', '.join(map(str, targets)) or 'an empty list'}: not in the gallery {self.folder}")
-        return len(out)
+        return out
 
     def search(self, image: Image.Image | str | Path, k: int = 1) -> list[Hit]:
         """The k references nearest to `image`, best first; equal distances in the order of adding.
@@ -140,89 +145,93 @@ class Gallery:
         Images that are no longer on disk are passed over (`info` lists them), so there can be fewer than k.
         `InputError` for a k that is larger than the gallery.
         """
-        index, stored = self._load()
-        count = len(index)
+        return self.search_many([image], k)[0]
+
+    def search_many(self, images: Sequence[Image.Image | str | Path], k: int = 1) -> list[list[Hit]]:
+        """`search` for several images in one pass over the codes: the hits of each."""
+        pictures = [image if isinstance(image, Image.Image) else load_image(image) for image in images]
+        codes = self.encoder.encode(pictures).numpy()
+        self._make_sure_of_a_state()
+        with self._snapshot():
+            ready = self._codes.load()
+            self._check_k(k, len(ready))
+            return Finder(self._connection, self.folder, ready).find(codes, k)
+
+    def info(self, progress: bool = True) -> Info:
+        """Facts about the gallery. Looks for every image on disk, which takes its time in a large gallery."""
+        meta = dict(self._rows("SELECT key, value FROM meta"))
+        count = len(self)
+        # disable=None: no bar where nobody looks; delay: nor where it is done at once
+        with tqdm(total=count, unit="image", desc="looking", delay=1, disable=None if progress else True) as bar:
+            missing = []
+            for stored in self._stored_paths():
+                if not os.path.isfile(os.path.join(self.folder, stored)):
+                    missing.append(absolute_path(self.folder, stored))
+                bar.update()
+        return Info(
+            folder=self.folder,
+            encoder=self.encoder.id,
+            bits=self.encoder.bits,
+            images=count,
+            missing=missing,
+            created=meta.get("created", "unknown"),
+            ragsr=meta.get("ragsr", "unknown"),
+            file_bytes=(self.folder / NAME).stat().st_size,
+        )
+
+    def check(self) -> None:
+        """Read all of the gallery's files and see that they are whole and agree; `InputError` where they do not."""
+        check_file(self._connection, self.folder / NAME)
+        with self._snapshot():
+            ids, codes = self._codes.read_rows()
+            ready = self._codes.load_mapped()
+            if ready is None or ready.ids is not None:
+                return
+            held = ready.index.ids()
+            if not (np.array_equal(held + 1, ids) and np.array_equal(ready.index.codes(held), codes)):
+                path = self.folder / INDEX_NAME
+                raise InputError(f"{path}: does not agree with {NAME}; delete it, it will be made anew")
+
+    # ------------------------------------------------------------------ details
+
+    def _stored_paths(self) -> Iterator[str]:
+        """All images, by path, a page at a time, so that writers need not wait."""
+        last = ""
+        while page := self._rows(f"SELECT path FROM images WHERE path > ? ORDER BY path LIMIT {PAGE}", last):
+            for (last,) in page:
+                yield last
+
+    def _check_k(self, k: int, count: int) -> None:
         if count == 0:
             raise InputError(f"{self.folder}: an empty gallery; add images: ragsr gallery add {self.folder} PHOTOS...")
         if not 1 <= k <= count:
             raise InputError(
                 f"{self.folder}: {k} references were asked for and there are {count}; ask for 1 to {count}"
             )
-        picture = image if isinstance(image, Image.Image) else load_image(image)
-        code = self.encoder.encode([picture]).numpy()
-        asked = k
-        while True:
-            distances, numbers = (row[0].tolist() for row in index.search(code, asked))
-            near = zip((absolute_path(self.folder, stored[number]) for number in numbers), distances, strict=True)
-            hits = [Hit(path, distance, score(distance, index.bits)) for path, distance in near if path.is_file()]
-            if len(hits) >= k or asked == count:
-                return hits[:k]
-            asked = min(2 * asked, count)
 
-    def info(self) -> Info:
-        """Facts about the gallery; looks for every image on disk."""
-        meta = dict(self._rows("SELECT key, value FROM meta"))
-        paths = [absolute_path(self.folder, path) for (path,) in self._rows("SELECT path FROM images ORDER BY path")]
-        return Info(
-            folder=self.folder,
-            encoder=self.encoder.id,
-            bits=self.encoder.bits,
-            images=len(paths),
-            missing=[path for path in paths if not path.is_file()],
-            created=meta.get("created", "unknown"),
-            ragsr=meta.get("ragsr", "unknown"),
-            file_bytes=(self.folder / NAME).stat().st_size,
-        )
+    def _make_sure_of_a_state(self) -> None:
+        """Give the file of an older ragsr its state, so that there can be an index file, if it can be written."""
+        if self._state_sought or not COMPILED:
+            return
+        self._state_sought = True
+        with self._snapshot():
+            missing = read_state(self._connection) is None
+        if missing:
+            with suppress(InputError), transaction(self._connection, self.folder):
+                pass
 
-    def _load(self) -> tuple[Index, list[str]]:
-        """The codes and stored paths, by number; read again when this or another process has changed the file."""
-        state = (int(self._rows("PRAGMA data_version")[0][0]), self._connection.total_changes)
-        if self._loaded is None or self._loaded[0] != state:
-            rows = self._rows("SELECT path, code FROM images ORDER BY id")
-            width = self.encoder.bits // 8
-            if any(len(code) != width for _, code in rows):
-                raise InputError(f"{self.folder / NAME}: damaged (a code is not of {width} bytes); build it anew")
-            index = Index(self.encoder.bits)
-            index.add(np.frombuffer(b"".join(code for _, code in rows), dtype=np.uint8).reshape(-1, width))
-            self._loaded = state, index, [path for path, _ in rows]
-        return self._loaded[1:]
+    @contextmanager
+    def _writing(self) -> Iterator[Callable[[], None]]:
+        follower = IndexFollower(self._codes)
+        try:
+            with transaction(self._connection, self.folder, follower) as step_done:
+                yield step_done
+        finally:
+            follower.finish()
 
-    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+    def _snapshot(self) -> AbstractContextManager[None]:
+        return snapshot(self._connection, self.folder)
+
+    def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         with explained(self.folder / NAME):
-            return self._connection.execute(query).fetchall()
-
-
-def score(distance: int, bits: int) -> float:
-    """max(0, cos(π · distance / bits)): the cosine between two descriptors that hyperplane codes estimate (Charikar).
-
-    1 for equal codes; 0 from half of the bits on, where codes agree no more than by chance.
-    """
-    return max(0.0, math.cos(math.pi * distance / bits))
-
-
-def _with_parents(path: Path) -> list[Path]:
-    return [path, *path.parents]
-
-
-def _same_encoder(folder: Path, built_by: str, asked: str | None) -> CodeEncoder:
-    """The encoder that a gallery needs, if it is here and is the one asked for."""
-    anew = (
-        "codes of two encoders do not compare: build another gallery with ragsr gallery build PHOTOS... -o NEW_FOLDER"
-    )
-    if asked is not None and load_encoder(asked).id != built_by:
-        raise InputError(
-            f"{folder}: built by the encoder {built_by}, and {load_encoder(asked).id} was asked for; {anew}"
-        )
-    name = built_by.partition("@")[0]
-    encoder = load_encoder(name) if name in ENCODERS else None
-    if encoder is None or encoder.id != built_by:
-        here = encoder.id if encoder else ", ".join(sorted(ENCODERS))
-        raise InputError(f"{folder}: built by the encoder {built_by}, and this ragsr has {here}; {anew}")
-    return encoder
-
-
-def _ragsr_version() -> str:
-    try:
-        return version("ragsr")
-    except PackageNotFoundError:  # run from a checkout
-        return "unknown"
+            return self._connection.execute(query, values).fetchall()

@@ -180,6 +180,26 @@ def test_commits_are_kept_and_the_rest_is_not(tmp_path):
     check(FlatIndex.open(path), model)
 
 
+def test_a_tag_belongs_to_its_commit(tmp_path):
+    path, tags = tmp_path / "a.index", [bytes([n] * 16) for n in (1, 2, 3)]
+    FlatIndex(8).save(path, tag=tags[0])
+    assert FlatIndex.load(path).tag == tags[0]
+    index = FlatIndex.open(path)
+    assert (index.tag, index.total) == (tags[0], 0)
+    index.add(random_codes(5, 8))
+    index.remove([4])
+    index.commit(tag=tags[1])
+    assert (index.tag, index.total, FlatIndex.load(path).tag) == (tags[1], 5, tags[1])
+    index.commit(tag=tags[1])  # nothing to do
+    size = path.stat().st_size
+    index.commit(tag=tags[2])  # a tag alone is a commit
+    assert (path.stat().st_size, FlatIndex.load(path).tag) == (size + 64, tags[2])
+    index.commit()
+    assert (index.tag, FlatIndex.load(path).tag) == (b"", b"")
+    with pytest.raises(ValueError, match="the tag has 3 bytes; a tag has 16, or none"):
+        index.commit(tag=b"abc")
+
+
 def test_many_small_commits_then_a_mapped_one(tmp_path):
     path, model = tmp_path / "a.index", Counted(128)
     FlatIndex(128).save(path)
