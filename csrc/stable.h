@@ -54,4 +54,16 @@ bool with_type(Scalar dtype, const F& f) {
   }
 }
 
+// The same for the four types that the float ops take; anything else is a caller who went round the checks.
+template <class F>
+void with_float(Scalar dtype, const F& f) {
+  switch (dtype) {
+    case Scalar::Float: return f(static_cast<const float*>(nullptr));
+    case Scalar::Double: return f(static_cast<const double*>(nullptr));
+    case Scalar::Half: return f(static_cast<const torch::headeronly::Half*>(nullptr));
+    case Scalar::BFloat16: return f(static_cast<const torch::headeronly::BFloat16*>(nullptr));
+    default: STD_TORCH_CHECK(false, "the tensors must be float16, bfloat16, float32 or float64");
+  }
+}
+
 }  // namespace ragsr

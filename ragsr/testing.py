@@ -111,6 +111,27 @@ def _attention_heads() -> list[tuple[Any, ...]]:
     ]
 
 
+def _attention_results() -> list[tuple[Any, ...]]:
+    def one(b: int, h: int, n: int, d: int, r: int, align: bool) -> tuple[Any, ...]:
+        gate = torch.rand(b, r, n) / max(1, r)
+        gate[: b // 2] = 0
+        return (
+            torch.randn(b, h, n, d),
+            torch.randn(b, h, n, d),
+            [torch.randn(b, h, n, d) for _ in range(r)],
+            gate,
+            align,
+        )
+
+    sizes = [(1, 1, 1, 8, 1), (2, 3, 63, 40, 1), (3, 2, 200, 7, 3), (0, 2, 4, 8, 1), (2, 1, 9, 8, 0)]
+    pattern, own, others, gate, align = one(2, 2, 70, 5, 2, True)
+    pattern = pattern.transpose(1, 2).contiguous().transpose(1, 2)
+    return [
+        *(one(*size, align=align) for size in sizes for align in (True, False)),
+        (pattern, strided(own), [strided(x) for x in others], strided(gate), align),
+    ]
+
+
 def _norm_maps() -> list[tuple[Any, ...]]:
     def one(
         shape: tuple[int, ...], groups: int, *, map_: tuple[int, ...] | None = None, **options: Any
@@ -141,6 +162,27 @@ def _norm_maps() -> list[tuple[Any, ...]]:
         (strided(x), groups, *(strided(p) for p in modulation)),
         (x.to(memory_format=torch.channels_last), groups, *modulation),
     ]
+
+
+def _score_blocks() -> list[tuple[Any, ...]]:
+    """Best keys so far and the next scores: many ties, few candidates, none so far, more than one vector."""
+    keep_best = PLAIN_FORMS["keep_best"]
+
+    def one(q: int, seen: int, n: int, k: int) -> tuple[Any, ...]:
+        before, scores = torch.randint(-3, 3, (q, seen)) / 4, torch.randint(-3, 4, (q, n)) / 4
+        return keep_best(torch.empty(q, 0, dtype=torch.int64), before, 0, k), scores, seen, k
+
+    sizes = [
+        (1, 0, 1, 1),
+        (3, 0, 63, 4),
+        (2, 9, 1000, 3),
+        (5, 200, 257, 40),
+        (2, 7, 6, 100),
+        (0, 4, 9, 2),
+        (2, 5, 0, 3),
+    ]
+    best, scores, first, k = one(4, 20, 70, 5)
+    return [*(one(*size) for size in sizes), (strided(best), strided(scores), first, k)]
 
 
 MODES = ("separate", "concat", "replace")
@@ -178,6 +220,7 @@ INPUTS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
         [(torch.randn(*b, n, c), torch.randn(*b, m, c) + 1) for b, n, m, c in SIZES_ADAIN]
         + [(strided(torch.randn(2, 9, 5)), strided(torch.randn(2, 4, 5)))]
     ),
+    "blend_attention": _attention_results,
     "correlation_topk": lambda: (
         [(a, b, 1 + i % 3, 3, 1, 1e-12) for i, (a, b) in enumerate(_match_maps())]
         + [(torch.randn(2, 4, 9, 6), torch.randn(2, 4, 5, 11), 2, patch, 0, 1e-5) for patch in (1, 2, 5)]
@@ -196,6 +239,7 @@ INPUTS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
     ),
     "gather_fold": _fold_maps,
     "group_norm_sft": _norm_maps,
+    "keep_best": _score_blocks,
     "pack_bits": lambda: (
         [(torch.randn(*s),) for s in [(1,), (63,), (5, 64), (3, 7, 1000), (0, 9)]] + [(strided(torch.randn(6, 13)),)]
     ),
@@ -209,11 +253,16 @@ INPUTS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
         ]
         + [tuple(strided(torch.randn(3, 63)) for _ in range(3))]
     ),
+    "unit_rows": lambda: (
+        [(torch.randn(s),) for s in [(1, 1), (3, 63), (5, 1000), (0, 4), (2, 0)]] + [(strided(torch.randn(6, 5)),)]
+    ),
 }
 
 
 def _place(a: Any, device: str, dtype: torch.dtype) -> Any:
     """A tensor on `device` (floats in `dtype`) with its strides, its offset and what lies between its elements."""
+    if isinstance(a, list):
+        return [_place(x, device, dtype) for x in a]
     if not isinstance(a, Tensor):
         return a
     storage = a.as_strided((a.untyped_storage().nbytes() // a.element_size(),), (1,), 0)
@@ -222,6 +271,8 @@ def _place(a: Any, device: str, dtype: torch.dtype) -> Any:
 
 
 def _double(a: Any) -> Any:
+    if isinstance(a, list):
+        return [_double(x) for x in a]
     return a.double() if isinstance(a, Tensor) and a.dtype.is_floating_point else a
 
 

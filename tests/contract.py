@@ -1,6 +1,8 @@
 """What every float op must keep to, whatever it computes: the dispatcher's rules, compilation, precision, gradients."""
 
+import subprocess
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +57,16 @@ def assert_gradients(op: str) -> None:
                 assert got.dtype == dtype
                 limit = 0.05 * want.abs().max().item() + 1e-6 if want.numel() else 0
                 torch.testing.assert_close(got.double(), want, rtol=0, atol=limit)
+
+
+def run_driver(name: str, folder: Path) -> str:
+    """Build tests/csrc/<name>_driver.cpp, which needs no torch, and run it: what it prints."""
+    tests = Path(__file__).parent
+    source, program = tests / f"csrc/{name}_driver.cpp", folder / "driver"
+    subprocess.run(["c++", "-std=c++17", "-O1", "-I", tests.parent / "csrc", source, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 def gradients(function: Callable[..., Any], args: Iterable[Any]) -> tuple[Tensor, ...]:

@@ -53,6 +53,14 @@ def claim(name: str, kernel: Callable[..., Any]) -> None:
         TRITON.add(name)
 
 
+def build_on(step: str, name: str, key: str, function: Callable[..., Any]) -> None:
+    """Give `function`, which calls the op `step`, the op `name` on the devices where a kernel owns that step."""
+    if owns(step, key):
+        LIBRARY.impl(name, function, key)
+        if key == "CUDA" and step in TRITON:
+            TRITON.add(name)
+
+
 def owns(name: str, key: str) -> bool:
     """Whether a kernel holds the dispatch key of this op; where none does, the plain form runs."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"ragsr::{name}", key)

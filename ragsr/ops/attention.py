@@ -16,14 +16,14 @@ O_inter; here every reference has its own, in the roles of Eq. 2.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ragsr.ops._library import define
+from ragsr.ops._library import build_on, define
 from ragsr.ops._operands import check_gate, check_operands, like, reference_lengths, wide
 from ragsr.ops.gate import adain_gradients, adain_plain
 
@@ -85,11 +85,8 @@ def separate_attention_plain(
         return like(attend(q, k_ref, v_ref, scale), q)
     assert gate is not None  # checked
     own = attend(q, k, v, scale)
-    fused = blend(own, (attend(q, *ref, scale) for ref in references(k_ref, v_ref, ref_lengths)), gate)
-    if align:
-        fused = adain_plain(fused, wide(own))
-    used = (gate != 0).flatten(1).any(dim=1)  # [B]
-    return like(torch.where(used[:, None, None, None], fused.to(q.dtype), own), q)
+    others = (attend(q, *ref, scale) for ref in references(k_ref, v_ref, ref_lengths))  # one at a time
+    return blend_attention_plain(q, own, others, gate, align)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
@@ -104,13 +101,45 @@ def references(k_ref: Tensor, v_ref: Tensor, ref_lengths: Sequence[int] | None) 
     return zip(k_ref.split(lengths, dim=2), v_ref.split(lengths, dim=2), strict=True)
 
 
-def blend(own: Tensor, others: Iterator[Tensor], gate: Tensor) -> Tensor:
+def blend_attention_plain(pattern: Tensor, own: Tensor, others: Iterable[Tensor], gate: Tensor, align: bool) -> Tensor:
+    """What follows the matrix products: blend, AdaIN and the bits of `own` where the gate of a batch row is zero."""
+    fused = blend(own, others, gate)
+    if align:
+        fused = adain_plain(fused, wide(own))
+    used = (gate != 0).flatten(1).any(dim=1)  # [B]
+    return like(torch.where(used[:, None, None, None], fused.to(own.dtype), own), pattern)
+
+
+def blend(own: Tensor, others: Iterable[Tensor], gate: Tensor) -> Tensor:
     """(1 − Σ_r g_r) · O_own + Σ_r g_r · O_r in float32 (float64 for float64): [B, H, N, D]."""
     weights = wide(gate)[:, :, None, :, None]  # [B, R, 1, N, 1]
     fused = (1 - weights.sum(dim=1)) * wide(own)
     for weight, other in zip(weights.unbind(1), others, strict=True):
         fused = fused + weight * wide(other)
     return fused
+
+
+# ------------------------------------------------------------------ around PyTorch's fused attention
+
+
+def separate_attention_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_ref: Tensor,
+    v_ref: Tensor,
+    gate: Tensor | None,
+    ref_lengths: Sequence[int] | None = None,
+    scale: float | None = None,
+    align: bool = True,
+    mode: str = "separate",
+) -> Tensor:
+    """PyTorch's attention for the matrix part, one kernel for all that follows."""
+    if mode != "separate" or gate is None:
+        return separate_attention_plain(q, k, v, k_ref, v_ref, gate, ref_lengths, scale, align, mode)
+    own = attend(q, k, v, scale)
+    others = [attend(q, *ref, scale) for ref in references(k_ref, v_ref, ref_lengths)]
+    return torch.ops.ragsr.blend_attention(q, own, others, gate, align)
 
 
 # ------------------------------------------------------------------ backward, plain PyTorch
@@ -166,7 +195,7 @@ def blend_backward(
     weights = gate[:, :, None, :, None]  # [B, R, 1, N, 1]
     grad_own = torch.zeros_like(own)
     if align:
-        grad, grad_own = adain_gradients(grad, blend(own, iter(others), gate), own)
+        grad, grad_own = adain_gradients(grad, blend(own, others, gate), own)
     grad_q, grad_k, grad_v = attend_backward(grad_own + (1 - weights.sum(dim=1)) * grad, q, k, v, scale)
     grad_gate = torch.empty_like(gate)
     grad_refs = [(k[:, :, :0], v[:, :, :0])]  # so that no reference at all can be concatenated
@@ -311,3 +340,9 @@ define(
     plain=separate_attention_backward_plain,
     fake=separate_attention_backward_fake,
 )
+define(
+    "blend_attention(Tensor pattern, Tensor own, Tensor[] others, Tensor gate, bool align) -> Tensor",
+    plain=blend_attention_plain,
+    fake=lambda pattern, own, others, gate, align: torch.empty_like(pattern),
+)
+build_on("blend_attention", "separate_attention", "CPU", separate_attention_cpu)

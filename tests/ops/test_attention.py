@@ -21,6 +21,21 @@ def test_contract(contract):
     contract("separate_attention")
 
 
+def test_contract_of_what_follows_the_matrix_products():
+    assert_precise("blend_attention")
+    assert_opcheck("blend_attention", differentiable=False)
+
+
+def test_interleaved_batch_is_read_in_place():
+    """[target, source, target, source] with heads that are views of merged channels, as inside a layer."""
+    q, k, v = (torch.randn(4, 70, 3 * 16).view(4, 70, 3, 16).transpose(1, 2) for _ in range(3))
+    own, ref, gate = slice(0, None, 2), slice(1, None, 2), torch.rand(2, 1, 70)
+    parts = q[own], k[own], v[own], k[ref], v[ref]
+    out = separate_attention(*parts, gate)
+    assert out.stride() == torch.empty_like(q[own]).stride()
+    torch.testing.assert_close(out, separate_attention(*(x.contiguous() for x in parts), gate))
+
+
 def test_contract_of_the_backward():
     for q, k, v, k_ref, v_ref, gate, *options in inputs("separate_attention")[1::3]:
         options = (*options, *(None, None, True, "separate")[len(options) :])

@@ -1,10 +1,13 @@
+import shutil
+
 import pytest
 import torch
-from contract import assert_compiles, assert_gradients, assert_opcheck, assert_precise
+from contract import LargestTensor, assert_compiles, assert_gradients, assert_opcheck, assert_precise, run_driver
 from golden import golden_cases
 
 from ragsr.ops import adain, cosine_gate, gated_blend
 from ragsr.ops.gate import FLAT
+from ragsr.testing import inputs
 
 
 @pytest.mark.parametrize("op", ["cosine_gate", "adain", "gated_blend"])
@@ -17,6 +20,27 @@ def test_compiles():
     assert_compiles(lambda h, r: cosine_gate(h, r, [3, 4]), torch.randn(2, 9, 5), torch.randn(2, 7, 5))
     assert_compiles(adain, torch.randn(2, 9, 5), torch.randn(2, 7, 5))
     assert_compiles(gated_blend, torch.randn(2, 9), torch.randn(2, 9), torch.rand(9))
+
+
+@pytest.mark.parametrize("op", ["cosine_gate", "adain", "gated_blend", "blend_attention"])
+def test_number_of_threads_changes_no_bit(op):
+    """Sums are taken tile by tile and joined in the order of the tiles."""
+    threads = torch.get_num_threads()
+    try:
+        for args in inputs(op):
+            found = []
+            for number in (1, 2, 3):
+                torch.set_num_threads(number)
+                found.append(getattr(torch.ops.ragsr, op)(*args).clone())
+            assert torch.equal(found[0], found[1])
+            assert torch.equal(found[0], found[2])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_tiles_without_torch(tmp_path):
+    assert "cases" in run_driver("tokens", tmp_path)
 
 
 # ------------------------------------------------------------------ cosine_gate
@@ -36,6 +60,23 @@ def test_mean_direction_equals_the_full_matrix_of_cosines():
         mean = part.mean(2)
         low, high = mean.aminmax(dim=1, keepdim=True)
         torch.testing.assert_close(gate, (mean - low) / (high - low), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [63, 64, 65, 1000])
+def test_images_are_read_where_they_lie(tokens, dtype):
+    """[B, C, H, W] seen as tokens gives the bits of contiguous tokens: the same tiles in the same order."""
+    image, reference = (torch.randn(2, 37, 1, n).to(dtype) + 0.5 for n in (tokens, tokens + 3))
+    h, h_ref = (x.flatten(2).transpose(1, 2) for x in (image, reference))
+    lengths = [tokens, 3]
+    assert torch.equal(cosine_gate(h, h_ref, lengths), cosine_gate(h.contiguous(), h_ref.contiguous(), lengths))
+
+
+def test_gate_never_holds_more_than_the_features():
+    h, h_ref = (torch.randn(1, 16, n).transpose(1, 2) for n in (20_000, 30_000))
+    with LargestTensor() as largest:
+        assert cosine_gate(h, h_ref).shape == (1, 1, 20_000)
+    assert largest.numel <= h_ref.numel()
 
 
 def test_flat_maps_give_zero_and_let_no_gradient_through():
@@ -91,6 +132,14 @@ def test_statistics_become_those_of_the_style():
     torch.testing.assert_close(out.std(1), style.std(1), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("mean", [0.0, 1000.0, -30_000.0])
+def test_small_deviations_around_a_large_mean(mean):
+    x, style = torch.randn(2, 777, 5) + mean, torch.randn(2, 500, 5)
+    wanted = adain(x.double(), style.double())
+    resolution = abs(mean) * 2**-23  # of the input itself, in units of its deviation
+    torch.testing.assert_close(adain(x, style).double(), wanted, rtol=0, atol=1e-5 + 2 * resolution)
+
+
 def test_one_token():
     style = torch.randn(2, 7, 3)
     torch.testing.assert_close(adain(torch.randn(2, 1, 3), style), style.mean(1, keepdim=True))
@@ -115,6 +164,15 @@ def test_blend_keeps_or_takes_where_the_gate_says():
     assert torch.equal(out[..., [0, 3]], own[..., [0, 3]])
     torch.testing.assert_close(out[..., [1, 4]], ref[..., [1, 4]])
     torch.testing.assert_close(out[..., 2], (own + ref)[..., 2] / 2)
+
+
+def test_blend_of_images_with_one_gate_per_pixel():
+    """channels_last and a gate that broadcasts over the channels, which are then innermost in memory."""
+    own, ref = (torch.randn(2, 5, 7, 9).to(memory_format=torch.channels_last) for _ in range(2))
+    gate = torch.rand(2, 1, 7, 9)
+    out = gated_blend(own, ref.contiguous(), gate)
+    assert out.stride() == own.stride()
+    torch.testing.assert_close(out, own + gate * (ref - own))
 
 
 def test_blend_takes_the_float32_gate_of_half_features():
