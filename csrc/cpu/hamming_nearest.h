@@ -90,4 +90,18 @@ inline void nearest_by_counting(const uint16_t* distance, int64_t n, int64_t fir
   }
 }
 
+// Where the k nearest of each query go: distance and index [q, k].
+struct Answer {
+  int32_t* distance;
+  int64_t* index;
+  int64_t k;
+
+  void write(int64_t row, const uint64_t* keys) const {
+    for (int64_t j = 0; j < k; ++j) {
+      distance[row * k + j] = key_distance(keys[j]);
+      index[row * k + j] = key_index(keys[j]);
+    }
+  }
+};
+
 }  // namespace ragsr

@@ -50,10 +50,9 @@ RAGSR_TARGET inline void turn(Words* at) {
   for (int i = 0; i < N; ++i) at[i * Stride] = row[i];
 }
 
-// plane[p] from kBlockCodes chunks of T bits. Which code stands at which bit: `code_at`.
+// kBlockCodes chunks of T bits, end to end, become plane[p]. Which code stands at which bit: `code_at`.
 template <int T>
-RAGSR_TARGET inline void planes_of(const uint8_t* chunks, Words* plane) {
-  std::memcpy(static_cast<void*>(plane), chunks, T * sizeof(Words));
+RAGSR_TARGET inline void turn_to_planes(Words* plane) {
   for (int i = 0; i < 8 && T > 8; ++i) turn<T / 8, 8, 8>(plane + i);
   for (int i = 0; i < T; i += 8) turn<8, 1, 1>(plane + i);
 }
@@ -137,34 +136,30 @@ RAGSR_TARGET inline __attribute__((always_inline)) Words add_inputs(const Words*
   }
 }
 
-// Bit per code: is the distance `bound` or more? For codes of one chunk; 1 <= bound <= T.
-template <int T>
-RAGSR_TARGET inline Words far_codes(const Words* table, const uint16_t* offset, int64_t bound) {
-  constexpr int kLevels = Chunk<T>::kLevels;
+// Bit per code: is the distance `bound` or more? 1 <= bound <= T << Upper. The counter stays in registers while the
+// chunks of the codes go by: table [chunks][kTable], offset [chunks][kCases], at most 2^Upper chunks. Where all codes
+// are far after some of them, the others are left out.
+template <int T, int Upper>
+RAGSR_TARGET inline Words far_codes(const Words* table, const uint16_t* offset, int64_t chunks, int64_t bound) {
+  constexpr int kCounter = 1 + Chunk<T>::kLevels, kTop = Chunk<T>::kLevels - 1;
   static constexpr uint64_t bit[2] = {0, ~uint64_t{0}};
-  Words counter[1 + kLevels];
-#pragma GCC unroll 8
-  for (int i = 0; i <= kLevels; ++i) counter[i] = broadcast(bit[(T - bound) >> i & 1]);
-  return add_inputs<T, kLevels - 1, 0>(table, offset, counter);
-}
-
-// A chunk of longer codes: the counter is read and written back, and what its top carries ripples through `upper` more
-// planes behind it. Returns the carry out of the last.
-template <int T>
-RAGSR_TARGET inline Words add_chunk(const Words* table, const uint16_t* offset, Words* state, int upper) {
-  constexpr int kCounter = 1 + Chunk<T>::kLevels;
-  Words counter[kCounter];
-#pragma GCC unroll 8
-  for (int i = 0; i < kCounter; ++i) counter[i] = state[i];
-  Words carry = add_inputs<T, Chunk<T>::kLevels - 1, 0>(table, offset, counter);
-#pragma GCC unroll 8
-  for (int i = 0; i < kCounter; ++i) state[i] = counter[i];
-  for (int i = kCounter; i < kCounter + upper; ++i) {
-    const Words old = state[i];
-    state[i] = old ^ carry;
-    carry &= old;
+  const int64_t begin = (int64_t{T} << Upper) - bound;
+  Words counter[kCounter + Upper];
+#pragma GCC unroll 16
+  for (int i = 0; i < kCounter + Upper; ++i) counter[i] = broadcast(bit[begin >> i & 1]);
+  if constexpr (Upper == 0) return add_inputs<T, kTop, 0>(table, offset, counter);
+  Words far{};
+  for (int64_t c = 0; c < chunks && !all_set(far); ++c) {
+    Words carry = add_inputs<T, kTop, 0>(table + c * Chunk<T>::kTable, offset + c * Chunk<T>::kCases, counter);
+#pragma GCC unroll 4
+    for (int i = kCounter; i < kCounter + Upper; ++i) {
+      const Words old = counter[i];
+      counter[i] = old ^ carry;
+      carry &= old;
+    }
+    far |= carry;
   }
-  return carry;
+  return far;
 }
 
 // ---------------------------------------------------------------- the scan
@@ -187,82 +182,63 @@ RAGSR_TARGET inline void offer_near(Words far, const uint8_t* query, const uint8
 // Bytes [from, from + T / 8) of each code, end to end, padded with zeros to a whole block.
 template <int T>
 RAGSR_TARGET inline void gather_chunks(const uint8_t* codes, int64_t n, int64_t width, int64_t from, uint8_t* out) {
-  const int64_t bytes = std::min<int64_t>(T / 8, width - from);
-  for (int64_t i = 0; i < n; ++i) {
-    const uint64_t word = load_word(codes + i * width + from, bytes);
-    std::memcpy(out + i * (T / 8), &word, T / 8);
+  constexpr int64_t kBytes = T / 8;
+  if (width == kBytes) {
+    std::memcpy(out, codes, static_cast<size_t>(n * kBytes));
+  } else if (from + kBytes <= width) {
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < n; ++i) std::memcpy(out + i * kBytes, codes + i * width + from, kBytes);
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      const uint64_t word = load_word(codes + i * width + from, width - from);
+      std::memcpy(out + i * kBytes, &word, kBytes);
+    }
   }
-  std::memset(out + n * (T / 8), 0, static_cast<size_t>((kBlockCodes - n) * (T / 8)));
+  std::memset(out + n * kBytes, 0, static_cast<size_t>((kBlockCodes - n) * kBytes));
 }
 
 // The table of one chunk of a block of codes.
 template <int T>
 RAGSR_TARGET inline void table_of(const uint8_t* codes, int64_t n, int64_t width, int64_t from, Words* table) {
-  alignas(64) uint8_t chunks[T / 8 * kBlockCodes];
   Words item[T + Chunk<T>::kAdders];
-  const bool whole = width == T / 8 && n == kBlockCodes;
-  if (!whole) gather_chunks<T>(codes, n, width, from, chunks);
-  planes_of<T>(whole ? codes : chunks, item);
+  gather_chunks<T>(codes, n, width, from, reinterpret_cast<uint8_t*>(item));
+  turn_to_planes<T>(item);
   build_table<T>(item, table);
 }
 
-// Codes of at most 8 bytes: one chunk of T bits.
-template <int T>
-RAGSR_TARGET inline void scan_narrow(const uint8_t* queries, int64_t q, const uint8_t* codes, int64_t n, int64_t width,
-                                     int64_t first, Nearest* nearest) {
-  constexpr int kCases = Chunk<T>::kCases;
-  std::vector<uint16_t> offsets(static_cast<size_t>(q * kCases));
-  for (int64_t i = 0; i < q; ++i) choose_cases<T>(load_word(queries + i * width, width), &offsets[i * kCases]);
-  Words table[Chunk<T>::kTable];
-  for (int64_t start = 0; start < n; start += kBlockCodes) {
-    const int64_t count = std::min(kBlockCodes, n - start);
-    const uint8_t* block = codes + start * width;
-    table_of<T>(block, count, width, 0, table);
-    for (int64_t i = 0; i < q; ++i) {
-      const int64_t bound = nearest[i].bound();
-      if (bound == 0) continue;  // k equal codes are found already
-      const Words far = bound > T ? Words{} : far_codes<T>(table, &offsets[i * kCases], bound);
-      if (all_set(far)) continue;
-      offer_near<T>(far, queries + i * width, block, count, width, first + start, nearest[i]);
-    }
-  }
+// Asks for part `i` of `parts` of the `bytes` from `begin` on.
+inline void fetch_ahead(const uint8_t* begin, int64_t bytes, int64_t i, int64_t parts) {
+  for (int64_t at = bytes * i / parts / 64 * 64; at < bytes * (i + 1) / parts; at += 64) __builtin_prefetch(begin + at);
 }
 
-// Codes of more than 8 bytes: chunks of 64 bits, one after the other, each for all queries.
-RAGSR_TARGET inline void scan_wide(const uint8_t* queries, int64_t q, const uint8_t* codes, int64_t n, int64_t width,
-                                   int64_t first, Nearest* nearest) {
-  constexpr int kCases = Chunk<64>::kCases, kCounter = 1 + Chunk<64>::kLevels;
-  const int64_t chunks = (width + 7) / 8;
-  const int upper = log2_of(2 * chunks - 1);  // 64 * 2^upper >= 64 * chunks
-  const int64_t top = int64_t{64} << upper, planes = kCounter + upper + 1;
-  std::vector<uint16_t> offsets(static_cast<size_t>(chunks * q * kCases));
-  for (int64_t c = 0; c < chunks; ++c)
-    for (int64_t i = 0; i < q; ++i)
-      choose_cases<64>(load_word(queries + i * width + 8 * c, std::min<int64_t>(8, width - 8 * c)),
-                       &offsets[(c * q + i) * kCases]);
-  std::vector<uint8_t> room(static_cast<size_t>((q * planes + 1) * static_cast<int64_t>(sizeof(Words))));
-  Words* states = aligned<Words>(room.data());
-  Words table[Chunk<64>::kTable];
+// Codes of `chunks` chunks of T bits: the tables of a block (16 KB for each chunk) stay in the second cache while the
+// queries go by.
+template <int T, int Upper>
+RAGSR_TARGET inline void scan_sliced(const uint8_t* queries, int64_t q, const uint8_t* codes, int64_t n, int64_t width,
+                                     int64_t first, Nearest* nearest) {
+  constexpr int kCases = Chunk<T>::kCases, kTable = Chunk<T>::kTable;
+  constexpr int64_t kBytes = T / 8, kMostChunks = 1 << Upper;
+  const int64_t chunks = Upper == 0 ? 1 : divide_up(width, kBytes);
+  std::vector<uint16_t> offsets(static_cast<size_t>(q * chunks * kCases));
+  for (int64_t i = 0; i < q; ++i)
+    for (int64_t c = 0; c < chunks; ++c)
+      choose_cases<T>(load_word(queries + i * width + kBytes * c, std::min(kBytes, width - kBytes * c)),
+                      &offsets[static_cast<size_t>((i * chunks + c) * kCases)]);
+  std::vector<uint8_t> room(sizeof(Words[kMostChunks * kTable + 1]));
+  Words* table = aligned<Words>(room.data());
   for (int64_t start = 0; start < n; start += kBlockCodes) {
     const int64_t count = std::min(kBlockCodes, n - start);
     const uint8_t* block = codes + start * width;
+    for (int64_t c = 0; c < chunks; ++c) table_of<T>(block, count, width, kBytes * c, table + c * kTable);
+    const int64_t ahead = std::min(kBlockCodes, n - start - count) * width;
     for (int64_t i = 0; i < q; ++i) {
-      Words* state = states + i * planes;
-      const int64_t begin = top - std::min(nearest[i].bound(), top);
-      for (int64_t p = 0; p + 1 < planes; ++p) state[p] = broadcast(-static_cast<uint64_t>(begin >> p & 1));
-      state[planes - 1] = Words{};
-    }
-    for (int64_t c = 0; c < chunks; ++c) {
-      table_of<64>(block, count, width, 8 * c, table);
-      for (int64_t i = 0; i < q; ++i)
-        states[i * planes + planes - 1] |=
-            add_chunk<64>(table, &offsets[(c * q + i) * kCases], states + i * planes, upper);
-    }
-    for (int64_t i = 0; i < q; ++i) {
+      fetch_ahead(block + count * width, ahead, i, q);
       const int64_t bound = nearest[i].bound();
-      const Words far = bound > top ? Words{} : states[i * planes + planes - 1];
-      if (bound == 0 || all_set(far)) continue;
-      offer_near<64>(far, queries + i * width, block, count, width, first + start, nearest[i]);
+      if (bound == 0) continue;  // k equal codes are found already
+      const uint16_t* offset = &offsets[static_cast<size_t>(i * chunks * kCases)];
+      const Words far = bound > T << Upper ? Words{} : far_codes<T, Upper>(table, offset, chunks, bound);
+      if (all_set(far)) continue;
+      offer_near<T>(far, queries + i * width, block, count, width, first + start, nearest[i]);
     }
   }
 }
@@ -302,9 +278,12 @@ RAGSR_TARGET inline void scan(const uint8_t* queries, int64_t q, const uint8_t* 
   scan_direct(queries, q, codes, head, width, first, nearest);
   codes += head * width, n -= head, first += head;
   if (n == 0) return;
-  if (width == 1) return scan_narrow<8>(queries, q, codes, n, width, first, nearest);
-  if (width == 2) return scan_narrow<16>(queries, q, codes, n, width, first, nearest);
-  if (width <= 4) return scan_narrow<32>(queries, q, codes, n, width, first, nearest);
-  if (width <= 8) return scan_narrow<64>(queries, q, codes, n, width, first, nearest);
-  scan_wide(queries, q, codes, n, width, first, nearest);
+  if (width == 1) return scan_sliced<8, 0>(queries, q, codes, n, width, first, nearest);
+  if (width == 2) return scan_sliced<16, 0>(queries, q, codes, n, width, first, nearest);
+  if (width <= 4) return scan_sliced<32, 0>(queries, q, codes, n, width, first, nearest);
+  if (width <= 8) return scan_sliced<64, 0>(queries, q, codes, n, width, first, nearest);
+  if (width <= 16) return scan_sliced<64, 1>(queries, q, codes, n, width, first, nearest);
+  if (width <= 32) return scan_sliced<64, 2>(queries, q, codes, n, width, first, nearest);
+  if (width <= 64) return scan_sliced<64, 3>(queries, q, codes, n, width, first, nearest);
+  scan_sliced<64, 4>(queries, q, codes, n, width, first, nearest);
 }

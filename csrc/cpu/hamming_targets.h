@@ -24,6 +24,8 @@ constexpr int64_t kCubeLargestK = 128;
 // Bits of the vector number that a pass over the cube does: its tiles of k << bits vectors stay in the first cache.
 constexpr int cube_pass_bits(int64_t k) { return k <= 4 ? 4 : 2; }
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 constexpr int log2_of(int64_t n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
 
 // The first address for a T in a room that has sizeof(T) bytes to spare.

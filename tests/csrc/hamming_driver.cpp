@@ -84,8 +84,8 @@ void check(const Case& c) {
     scan_topk(kernel, queries.get(), c.q, codes.get(), c.n, c.width, answer, c.threads, in_order);
     compare("scan_topk");
     if (c.width > 2 || c.k > kCubeLargestK) continue;
-    cube_topk(kernel, queries.get(), c.q, codes.get(), c.n, c.width, answer, in_order);
-    compare("cube_topk");
+    CubeTable(kernel, codes.get(), c.n, c.width, c.k, in_order).look_up(queries.get(), c.q, answer, in_order);
+    compare("the table");
   }
 }
 
@@ -110,10 +110,39 @@ void check_far_index() {
   }
 }
 
+// A table is built when scans have cost as much, found again by its bytes alone, and never after one of them changed.
+void check_table_cache() {
+  const int64_t n = 3000, q = 64, width = 2;
+  const Bytes codes = make_codes(kRandom, n, width);
+  const Bytes copy(new uint8_t[static_cast<size_t>(n * width)]);
+  std::copy_n(codes.get(), n * width, copy.get());
+  TableCache cache;
+  int built = 0, calls = 0;
+  const auto ask = [&](const uint8_t* from, int64_t k) {
+    return cache.find_or_build(from, n, width, k, TableCosts(q, n, width, k), [&] {
+      ++built;
+      return std::make_shared<const CubeTable>(available_kernels().front(), from, n, width, k, in_order);
+    });
+  };
+  const auto expect = [](bool right, const char* what) {
+    if (!right) std::printf("table cache: %s\n", what), std::exit(1);
+  };
+  while (!ask(codes.get(), 3) && calls < 1000) ++calls;
+  expect(built == 1 && calls > 1, "the first table comes after some scans");
+  expect(ask(codes.get(), 4) && ask(codes.get(), 1) && ask(copy.get(), 2) && built == 1, "equal bytes find it");
+  for (int64_t at : {int64_t{0}, n, n * width - 1}) {
+    copy[static_cast<size_t>(at)] ^= 1;
+    expect(!ask(copy.get(), 3), "other bytes do not");
+    copy[static_cast<size_t>(at)] ^= 1;
+  }
+  expect(!ask(codes.get(), 5) && built == 1, "a larger k needs a table of its own");
+}
+
 }  // namespace
 
 int main() {
   check_far_index();
+  check_table_cache();
   int cases = 0;
   for (int kind = 0; kind < kKinds; ++kind) {
     for (int64_t width : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 20, 25, 32, 33, 64, 65, 125, 128}) {

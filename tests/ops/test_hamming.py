@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -124,6 +125,36 @@ def test_all_answers_at_once_are_the_plain_form(kind, q, width, k):
     torch.testing.assert_close(
         ops.hamming_topk(queries, codes, k), hamming.hamming_topk_plain(queries, codes, k), rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_gallery_may_change_between_calls(width):
+    """After a few calls the table of all answers is kept; a byte changed in place, at any end, must be seen."""
+    codes, queries = random_codes(3000, width), random_codes(600, width, seed=1)
+    for call in range(60):
+        if call % 10 == 9:
+            row = [0, -1, 1777][call // 10 % 3]
+            codes[row] = queries[call]
+        k = [1, 4, 3, 16][call % 4]
+        wanted = hamming.hamming_topk_plain(queries[:64], codes, k)
+        torch.testing.assert_close(ops.hamming_topk(queries[:64], codes, k), wanted, rtol=0, atol=0)
+    ops.hamming_topk(queries, codes, 4)
+    shorter = codes[:-1]
+    wanted = hamming.hamming_topk_plain(queries, shorter, 4)
+    torch.testing.assert_close(ops.hamming_topk(queries, shorter, 4), wanted, rtol=0, atol=0)
+
+
+def test_threads_share_the_tables_of_several_galleries():
+    galleries = [random_codes(2000, 2, seed=seed) for seed in range(5)]
+    queries = random_codes(64, 2, seed=9)
+    wanted = [hamming.hamming_topk_plain(queries, codes, 4) for codes in galleries]
+
+    def search(start: int) -> bool:
+        found = [ops.hamming_topk(queries, galleries[(start + i) % 5], 4) for i in range(200)]
+        return all(torch.equal(f[1], wanted[(start + i) % 5][1]) for i, f in enumerate(found))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(search, range(4)))
 
 
 @pytest.mark.parametrize(("q", "width", "k"), [(1, 8, 5), (20, 8, 5), (20, 12, 40), (1, 4, 20_000)])
