@@ -21,8 +21,9 @@ inline int64_t power_of_two_from(int64_t k) {
   return power;
 }
 
-// What a call costs with and without a table, in nanoseconds of one thread. Fitted on Zen 4 with AVX-512 to 1000, 26,500
-// and 300,000 codes, k = 1, 4, 16, 100 and 1 to 64 queries, best of 15; only their order matters. Lists of more than 16
+// What a call costs with and without a table, in nanoseconds of one thread; only their order matters. Scanning and merging
+// were fitted on Zen 4 with AVX-512 to 1000, 26,500 and 300,000 codes, k = 1, 4, 16, 100 and 1 to 64 queries, best of 15;
+// inserting, comparing and looking up are estimates. Lists of more than 16
 // entries leave the registers. With few queries each code is counted, with many the planes are added.
 struct TableCosts {
   double build, scan, look_up;

@@ -123,8 +123,8 @@ inline int64_t append_commit(Appender& out, int fd, const std::string& path, con
   return codes_at;
 }
 
-// A file with one commit, under a temporary name until it is whole. A file already there is replaced, unless a writer
-// has it open.
+// A file with one commit, under a temporary name until it is whole. A file already there is replaced, its permissions
+// stay, unless a writer has it open.
 inline void write_whole(const std::string& path, const View& view, const Tag& tag) {
   const Descriptor replaced(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (replaced.get() >= 0 && !lock_for_writing(replaced.get())) throw second_writer(path);
@@ -136,6 +136,8 @@ inline void write_whole(const std::string& path, const View& view, const Tag& ta
   const Descriptor fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
   if (fd.get() < 0) throw system_fault("making " + path + " failed", errno);
   try {
+    struct stat old;
+    if (replaced.get() >= 0 && ::fstat(replaced.get(), &old) == 0) ::fchmod(fd.get(), old.st_mode & 07777);
     Appender out(fd.get(), path, 0, 0);
     out.file_header(view.width());
     append_commit(out, fd.get(), path, view, 0, view.removed->ids(), tag);

@@ -102,6 +102,12 @@ def test_save_and_load(tmp_path, n, mmap):
     check(FlatIndex.load(path, mmap=mmap), model)
 
 
+def test_save_keeps_the_permissions_of_the_file_it_replaces(small):
+    small.chmod(0o640)
+    FlatIndex.load(small).save(small)
+    assert small.stat().st_mode & 0o7777 == 0o640
+
+
 def test_a_mapped_index_takes_no_memory(tmp_path):
     """64 MiB of codes are loaded and searched where the process may have no more than 32 MiB of its own."""
     index = FlatIndex(128)
