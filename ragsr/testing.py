@@ -152,7 +152,14 @@ def _norm_maps() -> list[tuple[Any, ...]]:
             options.get("raw_mix"),
         )
 
+    def channels_last(*maps: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.to(memory_format=torch.channels_last) for x in maps)
+
     x, groups, *modulation = one((2, 6, 5, 3), 2)[:6]
+    wide_x, wide_groups, *vectors, gamma, beta = one((2, 40, 17, 19), 8)[:6]
+    halves = torch.randn(2, 80, 17, 19)
+    half_gamma, half_beta = channels_last(halves)[0].chunk(2, dim=1)
+    left, right = channels_last(torch.randn(2, 13, 17, 19), torch.randn(2, 27, 17, 19))
     return [
         one((1, 1), 1),
         one((2, 6, 63), 3, activation="silu"),
@@ -160,7 +167,12 @@ def _norm_maps() -> list[tuple[Any, ...]]:
         one((2, 8, 5, 7), 4, map_=(1, 8, 1, 1), activation="relu", residual=True),
         one((2, 4, 3, 5), 3, channels2=5, residual=True, raw_mix=0.3, activation="silu"),  # a group across the seam
         (strided(x), groups, *(strided(p) for p in modulation)),
-        (x.to(memory_format=torch.channels_last), groups, *modulation),
+        (*channels_last(x), groups, *modulation),
+        one((1, 6, 71, 67), 2, activation="silu"),  # a channel longer than one tile
+        (wide_x, wide_groups, *vectors, *halves.chunk(2, dim=1)),  # halves of one tensor, in both layouts
+        (*channels_last(wide_x), wide_groups, *vectors, half_gamma, half_beta, 1e-5, "relu", gamma),
+        (left, wide_groups, *vectors, gamma, beta[:1], 1e-5, None, None, right, 0.7),
+        (*channels_last(wide_x), wide_groups, *vectors, gamma[:, :, :1, :1], beta[:, :, :1]),
     ]
 
 
@@ -238,7 +250,7 @@ INPUTS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
         + [(strided(torch.randn(3, 5)), strided(torch.randn(3, 5)), strided(torch.rand(3, 1)))]
     ),
     "gather_fold": _fold_maps,
-    "group_norm_sft": _norm_maps,
+    "group_norm_sft_forward": _norm_maps,
     "keep_best": _score_blocks,
     "pack_bits": lambda: (
         [(torch.randn(*s),) for s in [(1,), (63,), (5, 64), (3, 7, 1000), (0, 9)]] + [(strided(torch.randn(6, 13)),)]

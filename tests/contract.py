@@ -73,6 +73,7 @@ def gradients(function: Callable[..., Any], args: Iterable[Any]) -> tuple[Tensor
     """Of a weighted sum of the output, so that no direction cancels; zeros for tensors that have no influence."""
     leaves = [x for x in tensors(args) if x.requires_grad]
     out = function(*args)
+    out = out[0] if isinstance(out, tuple) else out  # statistics beside the result carry no gradient
     weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)
     return torch.autograd.grad((out * weights).sum(), leaves, materialize_grads=True)
 

@@ -7,6 +7,9 @@
 The statistics run over the channels of a group and all positions (biased variance); groups may straddle the seam
 between x and x2. γ and β are maps, or constants of a channel ([B, C, 1, 1]).
 
+Two ops do the work, each with kernels of its own: `group_norm_sft_forward` also returns μ and 1/σ, which is all that is
+kept beside the inputs for `group_norm_sft_backward`.
+
 StableSR and iRAG end each residual block with this layer (SPADE) and add the skip: that is `residual`. SUPIR's ZeroSFT
 normalises z = [d, h + c] of decoder state d, skip h and control c = zero_conv(control), but mixes in [d, h], the skip
 *before* c was added. `raw_mix=s` mixes in z itself, so the exact ZeroSFT adds the difference back through `residual`:
@@ -18,6 +21,7 @@ At s = 1 the two agree and no residual is needed.
 Source: iRAG, Sec. 3.3.1 (SFT); SPADE; SUPIR's ZeroSFT.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,24 +54,29 @@ def group_norm_sft(
     x2: Tensor | None = None,  # [B, C2, *]
     raw_mix: float | None = None,
 ) -> Tensor:  # [B, C, *]
-    """Group-normalise, modulate, activate, mix with the input and add the residual: [B, C, *] in the layout of [x, x2].
+    """Group-normalise, modulate, activate, mix with the input and add the residual.
 
     `groups` divides C; `activation` is None, "silu" or "relu"; `x2` is concatenated after `x` in the channels;
     `raw_mix=s` gives s · out + (1 − s) · [x, x2]; `residual` is added last. Computed in float32 for the half types.
+    The result [B, C, *] is channels-last where x and x2 are, else contiguous.
     Differentiable in all tensors. Raises `ValueError` for wrong shapes, `TypeError` for wrong dtypes.
     """
     check_group_norm_sft(x, groups, weight, bias, gamma, beta, activation, residual, x2)
-    return torch.ops.ragsr.group_norm_sft(x, groups, weight, bias, gamma, beta, eps, activation, residual, x2, raw_mix)
+    out, _, _ = torch.ops.ragsr.group_norm_sft_forward(
+        x, groups, weight, bias, gamma, beta, eps, activation, residual, x2, raw_mix
+    )
+    return out
 
 
 # ------------------------------------------------------------------ plain PyTorch
 
 
 def sft_plain(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The op everywhere: it reads and writes each element once, which leaves a kernel of ours nothing to save."""
     return torch.addcmul(shift, x, scale)
 
 
-def group_norm_sft_plain(
+def group_norm_sft_forward_plain(
     x: Tensor,
     groups: int,
     weight: Tensor,
@@ -79,28 +88,53 @@ def group_norm_sft_plain(
     residual: Tensor | None = None,
     x2: Tensor | None = None,
     raw_mix: float | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, and the mean and 1/σ of every group: [B, groups], float32 (float64 for float64)."""
     z = joined(x, x2)
-    z_hat, _ = normalise_groups(wide(z), groups, eps)
+    mean, rstd = group_statistics(wide(z), groups, eps)
+    z_hat = normalise_groups(wide(z), mean, rstd)
     affine = z_hat * per_channel(weight, z) + per_channel(bias, z)
     out = activate(affine * (1 + wide(gamma)) + wide(beta), activation)
     if raw_mix is not None:
         out = raw_mix * out + (1 - raw_mix) * wide(z)
     if residual is not None:
         out = out + wide(residual)
-    return like(out, z)
+    return arranged(out, x, x2), mean, rstd
 
 
 def joined(x: Tensor, x2: Tensor | None) -> Tensor:
     return x if x2 is None else torch.cat((x, x2), dim=1)
 
 
-def normalise_groups(z: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """ẑ [B, C, *] and 1/σ [B, groups, 1]."""
+def arranged(result: Tensor, *patterns: Tensor | None) -> Tensor:
+    """`result` in the dtype of the patterns, in memory as `empty_arranged` has it."""
+    return empty_arranged(result.shape, *patterns).copy_(result)
+
+
+def empty_arranged(shape: Sequence[int], *patterns: Tensor | None) -> Tensor:
+    """Fresh [B, C, *]: the channels of a position side by side where all patterns have them so, else contiguous."""
+    present = [p for p in patterns if p is not None]
+    if all(channels_last(p) for p in present):
+        return present[0].new_empty(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+    return present[0].new_empty(shape)
+
+
+def channels_last(x: Tensor) -> bool:
+    return x.ndim > 2 and x.stride(1) == 1 and x.stride(-1) != 1
+
+
+def group_statistics(z: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """μ and 1/σ of every group, [B, groups]."""
     members = group_members(z, groups)
-    deviations = members - members.mean(2, keepdim=True)
-    rstd = (deviations.square().mean(2, keepdim=True) + eps).rsqrt()
-    return (deviations * rstd).view_as(z), rstd
+    mean = members.mean(2)
+    variance = (members - mean[..., None]).square().mean(2)
+    return mean, (variance + eps).rsqrt()
+
+
+def normalise_groups(z: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """ẑ [B, C, *]."""
+    members = group_members(z, mean.shape[1])
+    return ((members - mean[..., None]) * rstd[..., None]).view(z.shape)
 
 
 def group_members(z: Tensor, groups: int) -> Tensor:
@@ -134,32 +168,33 @@ def group_norm_sft_backward_plain(
     bias: Tensor,
     gamma: Tensor,
     beta: Tensor,
-    eps: float,
+    mean: Tensor,  # [B, groups], as the forward gave it
+    rstd: Tensor,  # [B, groups]
     activation: str | None,
     x2: Tensor | None,
     raw_mix: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias, gamma, beta and x2 (no channels where it is absent); the residual's is `grad`.
 
-    Backwards through out = s · act(t) + (1 − s) · z, t = a · (1 + γ) + β, a = ẑ · w + b and ẑ, all recomputed.
+    Backwards through out = s · act(t) + (1 − s) · z, t = a · (1 + γ) + β, a = ẑ · w + b and ẑ, recomputed from μ, 1/σ.
     """
     z, grad, slope = wide(joined(x, x2)), wide(grad), 1 + wide(gamma)
-    z_hat, rstd = normalise_groups(z, groups, eps)
+    z_hat = normalise_groups(z, mean, rstd)
     affine = z_hat * per_channel(weight, z) + per_channel(bias, z)
     share = 1.0 if raw_mix is None else raw_mix
 
     grad_t = activate_backward(share * grad, affine * slope + wide(beta), activation)
     grad_affine = grad_t * slope
-    grad_z = normalise_groups_backward(grad_affine * per_channel(weight, z), z_hat, rstd, groups)
+    grad_z = normalise_groups_backward(grad_affine * per_channel(weight, z), z_hat, rstd)
     grad_x, grad_x2 = (grad_z + (1 - share) * grad).split([x.shape[1], z.shape[1] - x.shape[1]], dim=1)
     over_positions = [0, *range(2, z.ndim)]
     return (
-        like(grad_x, x),
+        arranged(grad_x, x),
         like((grad_affine * z_hat).sum(over_positions), weight),
         like(grad_affine.sum(over_positions), bias),
-        like((grad_t * affine).sum_to_size(gamma.shape), gamma),
-        like(grad_t.sum_to_size(beta.shape), beta),
-        like(grad_x2, x[:, :0] if x2 is None else x2),
+        arranged((grad_t * affine).sum_to_size(gamma.shape), gamma),
+        arranged(grad_t.sum_to_size(beta.shape), beta),
+        arranged(grad_x2, x[:, :0] if x2 is None else x2),
     )
 
 
@@ -174,11 +209,11 @@ def activate_backward(grad: Tensor, t: Tensor, activation: str | None) -> Tensor
             return grad
 
 
-def normalise_groups_backward(grad: Tensor, z_hat: Tensor, rstd: Tensor, groups: int) -> Tensor:
+def normalise_groups_backward(grad: Tensor, z_hat: Tensor, rstd: Tensor) -> Tensor:
     """Through the normalisation: what a group shares (its mean and its spread) takes its part of the gradient away."""
-    g, n = group_members(grad, groups), group_members(z_hat, groups)
+    g, n = group_members(grad, rstd.shape[1]), group_members(z_hat, rstd.shape[1])
     g = g - g.mean(2, keepdim=True) - n * (g * n).mean(2, keepdim=True)
-    return (rstd * g).view_as(z_hat)
+    return (rstd[..., None] * g).view(z_hat.shape)
 
 
 # ------------------------------------------------------------------ checks
@@ -241,7 +276,7 @@ def sft_fake(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift, x, scale)
 
 
-def group_norm_sft_fake(
+def group_norm_sft_forward_fake(
     x: Tensor,
     groups: int,
     weight: Tensor,
@@ -253,9 +288,12 @@ def group_norm_sft_fake(
     residual: Tensor | None = None,
     x2: Tensor | None = None,
     raw_mix: float | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
     check_group_norm_sft(x, groups, weight, bias, gamma, beta, activation, residual, x2)
-    return torch.empty_like(joined(x, x2))
+    channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
+    out = empty_arranged((x.shape[0], channels, *x.shape[2:]), x, x2)
+    mean, rstd = (wide(x.new_empty(x.shape[0], groups)) for _ in range(2))
+    return out, mean, rstd
 
 
 def group_norm_sft_backward_fake(
@@ -266,12 +304,15 @@ def group_norm_sft_backward_fake(
     bias: Tensor,
     gamma: Tensor,
     beta: Tensor,
-    eps: float,
+    mean: Tensor,
+    rstd: Tensor,
     activation: str | None,
     x2: Tensor | None,
     raw_mix: float | None,
 ) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(p) for p in (x, weight, bias, gamma, beta, x[:, :0] if x2 is None else x2))
+    maps = (gamma, beta, x[:, :0] if x2 is None else x2)
+    dgamma, dbeta, dx2 = (empty_arranged(m.shape, m) for m in maps)
+    return empty_arranged(x.shape, x), torch.empty_like(weight), torch.empty_like(bias), dgamma, dbeta, dx2
 
 
 # ------------------------------------------------------------------ autograd
@@ -288,16 +329,18 @@ def sft_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (grad * scale).sum_to_size(x.shape), (grad * x).sum_to_size(scale.shape), grad.sum_to_size(ctx.shift_shape)
 
 
-def group_norm_sft_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, ctx.groups, weight, bias, gamma, beta, ctx.eps, ctx.activation, residual, x2, ctx.raw_mix = inputs
+def group_norm_sft_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, ctx.groups, weight, bias, gamma, beta, _, ctx.activation, residual, x2, ctx.raw_mix = inputs
+    _, mean, rstd = output
     ctx.has_residual = residual is not None
-    ctx.save_for_backward(x, weight, bias, gamma, beta, x2)
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(x, weight, bias, gamma, beta, mean, rstd, x2)
 
 
-def group_norm_sft_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, gamma, beta, x2 = ctx.saved_tensors
+def group_norm_sft_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, gamma, beta, mean, rstd, x2 = ctx.saved_tensors
     dx, dweight, dbias, dgamma, dbeta, dx2 = torch.ops.ragsr.group_norm_sft_backward(
-        grad, x, ctx.groups, weight, bias, gamma, beta, ctx.eps, ctx.activation, x2, ctx.raw_mix
+        grad, x, ctx.groups, weight, bias, gamma, beta, mean, rstd, ctx.activation, x2, ctx.raw_mix
     )
     dresidual = grad if ctx.has_residual else None
     return dx, None, dweight, dbias, dgamma, dbeta, None, None, dresidual, None if x2 is None else dx2, None
@@ -311,16 +354,18 @@ define(
     backward=sft_backward,
 )
 define(
-    "group_norm_sft(Tensor x, int groups, Tensor weight, Tensor bias, Tensor gamma, Tensor beta, float eps=1e-05, "
-    "str? activation=None, Tensor? residual=None, Tensor? x2=None, float? raw_mix=None) -> Tensor",
-    plain=group_norm_sft_plain,
-    fake=group_norm_sft_fake,
+    "group_norm_sft_forward(Tensor x, int groups, Tensor weight, Tensor bias, Tensor gamma, Tensor beta, "
+    "float eps=1e-05, str? activation=None, Tensor? residual=None, Tensor? x2=None, float? raw_mix=None) "
+    "-> (Tensor out, Tensor mean, Tensor rstd)",
+    plain=group_norm_sft_forward_plain,
+    fake=group_norm_sft_forward_fake,
     setup_context=group_norm_sft_setup,
     backward=group_norm_sft_backward,
 )
 define(
     "group_norm_sft_backward(Tensor grad, Tensor x, int groups, Tensor weight, Tensor bias, Tensor gamma, Tensor beta, "
-    "float eps, str? activation, Tensor? x2, float? raw_mix) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor mean, Tensor rstd, str? activation, Tensor? x2, float? raw_mix) "
+    "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dgamma, Tensor dbeta, Tensor dx2)",
     plain=group_norm_sft_backward_plain,
     fake=group_norm_sft_backward_fake,
 )

@@ -1,27 +1,44 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from contract import assert_compiles, assert_gradients, assert_opcheck, assert_precise
-from golden import golden_cases
-from torch import Tensor
+from contract import HALF, assert_compiles, assert_gradients, assert_opcheck, assert_precise
 from torch.nn import functional as F
 
+from ragsr.env import cpu_kernel
 from ragsr.ops import group_norm_sft, sft
 from ragsr.testing import assert_matches_plain, inputs
 
 
-@pytest.mark.parametrize("op", ["sft", "group_norm_sft"])
+@pytest.mark.parametrize("op", ["sft", "group_norm_sft_forward"])
 @pytest.mark.parametrize("contract", [assert_precise, assert_opcheck, assert_gradients])
 def test_contract(op, contract):
     contract(op)
 
 
+def backward_arguments(*args):
+    """Of `group_norm_sft_backward`, from the arguments of a forward."""
+    args = (*args, *(1e-5, None, None, None, None)[len(args) - 6 :])
+    out, mean, rstd = torch.ops.ragsr.group_norm_sft_forward(*args)
+    activation, _, x2, raw_mix = args[7:]
+    return torch.randn_like(out), *args[:6], mean, rstd, activation, x2, raw_mix
+
+
+def assert_backward_precise():
+    for dtype in (torch.float32, *HALF):
+        for args in inputs("group_norm_sft_forward", dtype=dtype):
+            assert_matches_plain("group_norm_sft_backward", *backward_arguments(*args))
+
+
 def test_contract_of_the_backward():
-    for args in inputs("group_norm_sft"):
-        grad = torch.randn_like(group_norm_sft(*args))
-        args = (*args, *(1e-5, None, None, None, None)[len(args) - 6 :])
-        args = grad, *args[:8], *args[9:]  # without the residual
-        assert_matches_plain("group_norm_sft_backward", *args)
-        torch.library.opcheck(torch.ops.ragsr.group_norm_sft_backward.default, args)
+    assert_backward_precise()
+    for i, args in enumerate(inputs("group_norm_sft_forward")):
+        tests = ("test_schema", "test_faketensor", *(["test_aot_dispatch_dynamic"] if i % 3 == 0 else []))
+        op = torch.ops.ragsr.group_norm_sft_backward.default
+        torch.library.opcheck(op, backward_arguments(*args), test_utils=tests)
 
 
 def test_compiles():
@@ -32,57 +49,6 @@ def test_compiles():
         lambda x, x2, w, m, r: group_norm_sft(x, 3, w, w, m, m[:, :, :1, :1], 1e-5, "silu", r, x2, 0.4),
         *(x, x2, vector, map_, residual),
     )
-
-
-# ------------------------------------------------------------------ recorded originals
-
-
-def conv(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
-    weight = weights[f"{name}.weight"]
-    return F.conv2d(x, weight, weights[f"{name}.bias"], padding=weight.shape[-1] // 2)
-
-
-def norm(weights: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    return weights[f"{name}.weight"], weights[f"{name}.bias"]
-
-
-def spade(x: Tensor, cond: Tensor, w: dict[str, Tensor], prefix: str = "", residual: Tensor | None = None) -> Tensor:
-    shared = conv(cond, w, f"{prefix}mlp_shared.0").relu()
-    gamma, beta = conv(shared, w, f"{prefix}mlp_gamma"), conv(shared, w, f"{prefix}mlp_beta")
-    return group_norm_sft(x, 32, *norm(w, f"{prefix}param_free_norm"), gamma, beta, residual=residual)
-
-
-def residual_block(x: Tensor, emb: Tensor, cond: Tensor, w: dict[str, Tensor]) -> Tensor:
-    h = conv(F.silu(F.group_norm(x, 32, *norm(w, "in_layers.0"))), w, "in_layers.2")
-    h = h + F.linear(F.silu(emb), *norm(w, "emb_layers.1"))[..., None, None]
-    h = conv(F.silu(F.group_norm(h, 32, *norm(w, "out_layers.0"))), w, "out_layers.3")
-    skip = conv(x, w, "skip_connection") if "skip_connection.weight" in w else x
-    return spade(h, cond, w, "spade.", residual=skip)
-
-
-@pytest.mark.parametrize("case", golden_cases("spade_layers"), ids=str)
-def test_golden_spade(case):
-    given, w = case.tensors, case.weights()
-    if "emb" in given:
-        out = residual_block(given["x"], given["emb"], given["cond"], w)
-    else:
-        out = spade(given["x"], given["cond"], w)
-    torch.testing.assert_close(out, given["out"], rtol=0, atol=case.config["atol_per_output"]["out"])
-
-
-@pytest.mark.parametrize("case", [c for c in golden_cases("supir_zerosft") if c.name.startswith("case")], ids=str)
-def test_golden_zero_sft(case):
-    given, w, s = case.tensors, case.weights(), case.config["control_scale"]
-    control = conv(given["c"], w, "zero_conv")
-    shared = F.silu(conv(given["c"], w, "mlp_shared.0"))
-    modulation = *norm(w, "param_free_norm"), conv(shared, w, "zero_mul"), conv(shared, w, "zero_add")
-    if "h_ori" in given:
-        x, x2 = given["h_ori"], given["h"] + control
-        control = torch.cat((torch.zeros_like(x), control), dim=1)
-    else:
-        x, x2 = given["h"] + control, None
-    out = group_norm_sft(x, 32, *modulation, x2=x2, raw_mix=s, residual=(s - 1) * control)
-    torch.testing.assert_close(out, given["out"], rtol=0, atol=case.config["atol_per_output"]["out"])
 
 
 # ------------------------------------------------------------------ the definition
@@ -99,11 +65,52 @@ def test_is_what_pytorch_composes(activation):
     torch.testing.assert_close(out, mixed + residual)
 
 
-def test_a_large_mean_does_not_drown_the_spread():
-    x = torch.randn(1, 4, 32, 32) + 1000
-    ones, zeros = torch.ones(4), torch.zeros(1, 4, 1, 1)
-    out = group_norm_sft(x, 2, ones, 0 * ones, zeros, zeros)
-    torch.testing.assert_close(out.unflatten(1, (2, 2)).std((2, 3, 4)), torch.ones(1, 2), rtol=1e-3, atol=0)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_large_mean_does_not_drown_the_spread(layout):
+    x = torch.randn(2, 6, 80, 80)  # a channel is longer than a tile
+    x[:, :, 0] *= 100  # and its beginning not like the rest
+    x = (x + 1000 * x.std()).to(memory_format=layout)
+    ones, zeros = torch.ones(6), torch.zeros(1, 6, 1, 1)
+    out, _, rstd = torch.ops.ragsr.group_norm_sft_forward(x, 2, ones, 0 * ones, zeros, zeros)
+    wanted = F.group_norm(x.double(), 2)
+    assert (out - wanted).abs().max() < 1e-3  # 1000 / σ has ten bits of 24
+    spread = x.double().reshape(2, 2, -1).std(2, correction=0)
+    torch.testing.assert_close(rstd.double(), 1 / spread, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 80, 80), (3, 40, 9, 7)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_any_number_of_threads_gives_the_same_bits(shape, layout):
+    x, gamma, beta = (torch.randn(shape).to(memory_format=layout) for _ in range(3))
+    args = x, 2, *torch.randn(2, shape[1]), gamma, beta, 1e-5, "silu", None, None, 0.3
+    given = backward_arguments(*args)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            ops = torch.ops.ragsr
+            found.append((*ops.group_norm_sft_forward(*args), *ops.group_norm_sft_backward(*given)))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, rtol=0, atol=0)
+
+
+EVERY_INPUT = """
+import sys; sys.path.insert(0, sys.argv[1])
+from contract import assert_precise
+from ops.test_sft import assert_backward_precise
+assert_precise("group_norm_sft_forward")
+assert_backward_precise()
+"""
+
+
+@pytest.mark.parametrize("kernel", ["portable", "avx2"])
+def test_other_instruction_sets(kernel):
+    if kernel == "avx2" and cpu_kernel() not in ("avx2", "avx512"):
+        pytest.skip("this machine has no AVX2, or there is no compiled library")
+    tests = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", EVERY_INPUT, tests], env=os.environ | {"RAGSR_CPU": kernel}, check=True)
 
 
 def test_result_keeps_channels_last():
