@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import ragsr.ops
+from ragsr.kernels import attention_table
 from ragsr.ops import _library
 
 PACKAGES = ("ragsr", "torch", "triton", "numpy", "pillow", "diffusers", "xformers")
@@ -29,6 +30,7 @@ def describe() -> dict[str, Any]:
         "ops": {
             name: {"cpu": owner(name, "CPU"), "cuda": owner(name, "CUDA")} for name in sorted(_library.PLAIN_FORMS)
         },
+        "separate_attention in Triton": attention_table.owners(gpu_capability()),
     }
 
 
@@ -68,6 +70,11 @@ def owner(name: str, key: str) -> str:
         return {"CPU": "C++", "CUDA": "CUDA C++"}[key]
     missing = _library.BINARIES["_cpu" if key == "CPU" else "_cuda"]
     return f"plain PyTorch ({missing or 'no kernel for it yet'})"
+
+
+def gpu_capability() -> tuple[int, int]:
+    """Of the first GPU; where there is none, what the tables would choose on an H100."""
+    return torch.cuda.get_device_capability(0) if torch.cuda.is_available() else (9, 0)
 
 
 def version(package: str) -> str:

@@ -258,6 +258,7 @@ INPUTS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
     "hamming_distance": lambda: [*_hamming_pairs(), (_codes(3, 4), _codes(0, 4))],
     "hamming_topk": lambda: [(q, c, k) for q, c in _hamming_pairs() for k in sorted({1, min(10, len(c)), len(c)})],
     "separate_attention": _attention_heads,
+    "separate_attention_affine": lambda: [args for args in _attention_heads() if len(args) < 8],
     "sft": lambda: (
         [
             tuple(torch.randn(s) for s in shapes)

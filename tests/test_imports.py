@@ -30,7 +30,7 @@ BELOW = {
     "pipelines": {"models", "gallery", "image", "tiling", "metrics", "codes"},
     "evaluation": {"pipelines", "gallery", "codes", "search", "metrics", "image", "sheet", "models", "env"},
     "training": {"models", "image", "metrics", "sheet", "env"},
-    "env": {"ops", "_index"},
+    "env": {"ops", "kernels", "_index"},
     "cli": {"pipelines", "evaluation", "gallery", "training", "env", "image", "sheet", "codes", "metrics", "models"},
 }
 FOREIGN = {

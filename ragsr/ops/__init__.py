@@ -5,6 +5,7 @@ there is one; `ragsr env` shows by which. `RAGSR_PLAIN=1` takes the plain forms.
 """
 
 from ragsr.ops.attention import separate_attention
+from ragsr.ops.attention_affine import fold_into_linear, separate_attention_affine
 from ragsr.ops.cosine import cosine_topk
 from ragsr.ops.fold import gather_fold
 from ragsr.ops.gate import adain, cosine_gate, gated_blend
@@ -17,6 +18,7 @@ __all__ = [
     "correlation_topk",
     "cosine_gate",
     "cosine_topk",
+    "fold_into_linear",
     "gated_blend",
     "gather_fold",
     "group_norm_sft",
@@ -24,5 +26,6 @@ __all__ = [
     "hamming_topk",
     "pack_bits",
     "separate_attention",
+    "separate_attention_affine",
     "sft",
 ]

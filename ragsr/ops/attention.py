@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ragsr.ops._library import build_on, define
+from ragsr.ops._library import build_on, claim, define
 from ragsr.ops._operands import check_gate, check_operands, like, reference_lengths, wide
 from ragsr.ops.gate import adain_gradients, adain_plain
 
@@ -346,3 +346,24 @@ define(
     fake=lambda pattern, own, others, gate, align: torch.empty_like(pattern),
 )
 build_on("blend_attention", "separate_attention", "CPU", separate_attention_cpu)
+
+
+def separate_attention_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_ref: Tensor,
+    v_ref: Tensor,
+    gate: Tensor | None,
+    ref_lengths: Sequence[int] | None = None,
+    scale: float | None = None,
+    align: bool = True,
+    mode: str = "separate",
+) -> Tensor:
+    from ragsr.kernels import attention  # here, so that importing the ops does not import Triton
+
+    lengths = reference_lengths("separate_attention", k_ref.shape[2], ref_lengths)
+    return attention.separate_attention(q, k, v, k_ref, v_ref, gate, lengths, scale, align, mode)
+
+
+claim("separate_attention", separate_attention_triton)

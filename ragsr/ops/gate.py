@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ragsr.ops._library import define
+from ragsr.ops._library import claim, define
 from ragsr.ops._operands import check_gate, check_operands, like, reference_lengths, wide
 from ragsr.ops.cosine import EPS, unit
 
@@ -260,3 +260,26 @@ define(
     setup_context=gated_blend_setup,
     backward=gated_blend_backward,
 )
+
+
+def cosine_gate_triton(h: Tensor, h_ref: Tensor, ref_lengths: Sequence[int] | None = None) -> Tensor:
+    from ragsr.kernels import gate  # here, so that importing the ops does not import Triton
+
+    return gate.cosine_gate(h, h_ref, reference_lengths("cosine_gate", h_ref.shape[1], ref_lengths))
+
+
+def adain_triton(x: Tensor, style: Tensor) -> Tensor:
+    from ragsr.kernels import moments
+
+    return moments.adain(x, style)
+
+
+def gated_blend_triton(own: Tensor, ref: Tensor, gate: Tensor) -> Tensor:
+    from ragsr.kernels import gate as kernels
+
+    return kernels.gated_blend(own, ref, gate)
+
+
+claim("cosine_gate", cosine_gate_triton)
+claim("adain", adain_triton)
+claim("gated_blend", gated_blend_triton)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -43,14 +44,13 @@ def main() -> int:
 
 
 def table_of(family: str) -> dict[str, dict[str, dict[str, int]]]:
-    sources: dict[str, ASTSource | tuple[ASTSource, dict[str, int]]] = runpy.run_path(str(FOLDER / f"{family}.py"))[
-        "SOURCES"
-    ]
+    sources: dict[str, Any] = runpy.run_path(str(FOLDER / f"{family}.py"))["SOURCES"]
     return {name: {f"sm_{a}": resources(source, a) for a in ARCHITECTURES} for name, source in sources.items()}
 
 
-def resources(source: ASTSource | tuple[ASTSource, dict[str, int]], architecture: int) -> dict[str, int]:
-    """`source` may come with options of the launch: num_warps, num_stages."""
+def resources(source: Any, architecture: int) -> dict[str, int]:
+    """A source may come with options of the launch (num_warps, num_stages), or be a function of the architecture."""
+    source = source if isinstance(source, ASTSource | tuple) else source(architecture)
     source, options = source if isinstance(source, tuple) else (source, {})
     kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
