@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ragsr.ops._library import define
+from ragsr.ops._library import claim, define
 
 # ------------------------------------------------------------------ public name
 
@@ -30,7 +30,8 @@ def gather_fold(
 
     H' and W' are multiples of `stride`, and `patch` is an odd multiple of it: TTSR's levels have (patch, stride) =
     (3, 1), (6, 2) and (12, 4). The index counts cells, 0 <= index < (H'/stride)·(W'/stride). Differentiable in
-    `features`. Raises `ValueError` for a wrong shape, `TypeError` for a wrong dtype, `IndexError` for an index outside.
+    `features`. Raises `ValueError` for a wrong shape, `TypeError` for a wrong dtype, `IndexError` for an index outside
+    (but the Triton kernel takes it as zeros: to look at it would be to wait for the GPU).
     """
     check_gather_fold(features, index, patch, stride)
     return torch.ops.ragsr.gather_fold(features, index, patch, stride)
@@ -143,3 +144,25 @@ define(
     plain=gather_fold_backward_plain,
     fake=gather_fold_backward_fake,
 )
+
+
+def gather_fold_triton(features: Tensor, index: Tensor, patch: int, stride: int) -> Tensor:
+    from ragsr.kernels import fold  # here, so that importing the ops does not import Triton
+
+    if features.dtype == torch.float64:  # the kernel sums in float32
+        return gather_fold_plain(features, index, patch, stride)
+    return fold.gather_fold(features, index, patch, stride)
+
+
+def gather_fold_backward_triton(
+    grad: Tensor, index: Tensor, height: int, width: int, patch: int, stride: int
+) -> Tensor:
+    from ragsr.kernels import fold
+
+    if grad.dtype == torch.float64:
+        return gather_fold_backward_plain(grad, index, height, width, patch, stride)
+    return fold.gather_fold_backward(grad, index, height, width, patch, stride)
+
+
+claim("gather_fold", gather_fold_triton)
+claim("gather_fold_backward", gather_fold_backward_triton)

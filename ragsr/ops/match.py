@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ragsr.ops._library import define
+from ragsr.ops._library import claim, define
 
 BLOCK = 1 << 12  # positions per block: a block of scores takes BLOCK² · 4 bytes per batch row
 
@@ -35,8 +35,9 @@ def correlation_topk(
 
     N = (H + 2·padding - patch + 1)·(W + 2·padding - patch + 1), row-major; so is the index, over the same kind of grid
     on `b`. Equal scores go to the lowest index. Scores are float32 (float64 for float64 inputs) and differentiable in
-    `a` and `b`, as in TTSR's soft attention; the index is not. Never stores N×N'. Raises `ValueError` for a wrong
-    shape, k, patch or padding, `TypeError` for a wrong dtype.
+    `a` and `b`, as in TTSR's soft attention; the index is not. Never stores N×N'. Features are finite: what stands for
+    a score that is not a number is not defined. Raises `ValueError` for a wrong shape, k, patch or padding, `TypeError`
+    for a wrong dtype.
     """
     check_correlation_topk(a, b, k, patch, padding, eps)
     score, index = torch.ops.ragsr.correlation_topk(a, b, k, patch, padding, eps)
@@ -231,3 +232,16 @@ define(
     plain=correlation_topk_backward_plain,
     fake=correlation_topk_backward_fake,
 )
+
+
+def correlation_topk_triton(
+    a: Tensor, b: Tensor, k: int, patch: int, padding: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    from ragsr.kernels import match  # here, so that importing the ops does not import Triton
+
+    if a.dtype == torch.float64:  # Triton's products are float32
+        return correlation_topk_plain(a, b, k, patch, padding, eps)
+    return match.correlation_topk(a, b, k, patch, padding, eps)
+
+
+claim("correlation_topk", correlation_topk_triton)

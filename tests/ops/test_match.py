@@ -1,6 +1,10 @@
 """Patch matching and texture transfer against the formulas of TTSR and C2-Matching, written out the expensive way."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from ragsr.ops import correlation_topk, gather_fold, match
-from ragsr.testing import inputs, strided
+from ragsr.testing import assert_matches_plain, inputs, strided
 from tests import contract
 from tests.golden import FULL, golden_cases
 
@@ -50,19 +54,20 @@ def test_scores_are_the_largest_of_the_whole_matrix():
 
 
 def test_blocks_do_not_change_the_answer(monkeypatch):
-    a, b = torch.randn(2, 6, 11, 13), torch.randn(2, 6, 17, 9)
-    score, index = correlation_topk(a, b, k=4)
+    arguments = (torch.randn(2, 6, 11, 13), torch.randn(2, 6, 17, 9), 4, 3, 1, 1e-12)
+    score, index = match.correlation_topk_plain(*arguments)
     monkeypatch.setattr(match, "BLOCK", 7)
-    score_blocks, index_blocks = correlation_topk(a, b, k=4)
+    score_blocks, index_blocks = match.correlation_topk_plain(*arguments)
     assert torch.equal(index, index_blocks)
     torch.testing.assert_close(score, score_blocks)
 
 
 @pytest.mark.parametrize("block", [5, 4096])
-def test_ties_go_to_the_lowest_index(monkeypatch, block):
+@pytest.mark.parametrize("search", [torch.ops.ragsr.correlation_topk, match.correlation_topk_plain])
+def test_ties_go_to_the_lowest_index(monkeypatch, search, block):
     monkeypatch.setattr(match, "BLOCK", block)
     one = torch.ones(1, 1, 6, 7)
-    score, index = correlation_topk(one, one, k=3, padding=0)
+    score, index = search(one, one, 3, 3, 0, 1e-12)
     assert (index == torch.arange(3)).all()
     assert (score == score[0, 0, 0]).all()
 
@@ -91,6 +96,95 @@ def test_identity_index_brings_the_features_back_inside():
     index = torch.arange(20).view(1, 4, 5)
     found = gather_fold(features, index, patch=6, stride=2)
     torch.testing.assert_close(found[:, :, 2:-2, 2:-2], features[:, :, 2:-2, 2:-2])
+
+
+# ------------------------------------------------------------------ the kernels of the CPU
+
+# beyond one tile, panel, block and band: channels, the two maps, k, patch, padding
+SEARCHES = [
+    (5, (37, 81), (21, 70), 3, 7, 3),
+    (17, (26, 13), (9, 140), 1, 3, 1),
+    (3, (70, 9), (12, 35), 40, 1, 0),
+    (2, (5, 6), (4, 4), 2, 3, 4),  # patches that lie wholly outside
+]
+FOLDS = [(11, (37, 20), (40, 9), 1), (9, (5, 6), (19, 7), 4), (2, (4, 3), (3, 5), 3)]  # channels, cells, grid, stride
+
+
+def search_arguments(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    torch.manual_seed(0)
+    maps = [(torch.randn(2, c, *s, dtype=dtype), torch.randn(2, c, *t, dtype=dtype)) for c, s, t, *_ in SEARCHES]
+    return [(a, b, *settings, 1e-5) for (a, b), (_, _, _, *settings) in zip(maps, SEARCHES, strict=True)]
+
+
+def fold_arguments() -> list[tuple[Any, ...]]:
+    torch.manual_seed(0)
+    return [
+        (torch.randn(2, c, *(n * s for n in cells)), torch.randint(0, cells[0] * cells[1], (2, *grid)), 3 * s, s)
+        for c, cells, grid, s in FOLDS
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_searches_match_plain(dtype):
+    for args in search_arguments(dtype):
+        assert_matches_plain("correlation_topk", *args)
+
+
+def test_large_transfers_match_plain():
+    for features, index, patch, stride in fold_arguments():
+        assert_matches_plain("gather_fold", features, index, patch, stride)
+        grad = torch.randn_like(gather_fold(features, index, patch, stride))
+        assert_matches_plain("gather_fold_backward", grad, index, *features.shape[2:], patch, stride)
+
+
+@pytest.mark.parametrize("kernel", ["portable", "avx2"])
+def test_every_instruction_set_matches_plain(kernel):
+    code = "from tests.ops import test_match as t; t.test_large_searches_match_plain(t.torch.float32)"
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"RAGSR_CPU": kernel, "PYTHONPATH": str(root)},
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_threads_do_not_change_a_bit():
+    def run() -> list[Tensor]:
+        found = [x for args in search_arguments(torch.float32) for x in correlation_topk(*args)]
+        for args in fold_arguments():
+            features = args[0].requires_grad_()
+            out = gather_fold(*args)
+            found += [out, *torch.autograd.grad(out.square().sum(), features)]
+        return found
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = run()
+        torch.set_num_threads(3)
+        assert all(torch.equal(x, y) for x, y in zip(alone, run(), strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_repeated_texture_is_found_where_it_stands_first():
+    texture = torch.randn(1, 4, 11, 7)
+    wall = texture.repeat(1, 1, 5, 13)
+    _, index = correlation_topk(wall, wall, padding=0)
+    y, x = torch.meshgrid(torch.arange(53) % 11, torch.arange(89) % 7, indexing="ij")
+    assert torch.equal(index[0, :, 0], (y * 89 + x).flatten())
+
+
+def test_views_between_sentinels_are_read_alone():
+    room = torch.full((2, 3, 12, 40), torch.nan)
+    a, b = room[:1, :, 1:11, 3:37], room[1:, :, 2:9, 1:39]
+    a.normal_(), b.normal_()
+    assert torch.equal(correlation_topk(a, b)[1], correlation_topk(a.clone(), b.clone())[1])
+    index = torch.randint(0, 7 * 38, (1, 5, 6))
+    assert torch.equal(gather_fold(b, index), gather_fold(b.clone(), index))
 
 
 # ------------------------------------------------------------------ the frame

@@ -1,0 +1,67 @@
+"""The Triton kernels, on a GPU or in Triton's interpreter, against the plain forms in float64."""
+
+import pytest
+import torch
+
+from ragsr.ops import fold as plain_fold
+from ragsr.ops import match as plain
+from ragsr.testing import TOLERANCES, devices, inputs
+
+kernel = pytest.importorskip("ragsr.kernels.match", reason="Triton is not installed")
+fold_kernel = pytest.importorskip("ragsr.kernels.fold", reason="Triton is not installed")
+DEVICE = devices()[-1]
+DTYPES = (torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else []))  # the interpreter's is wrong
+
+
+def assert_matches(found, wanted, dtype):
+    relative, absolute = TOLERANCES[dtype]
+    torch.testing.assert_close(found.double(), wanted, rtol=relative, atol=absolute)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("scratch", "every"), [(1 << 28, 1), (1, 3)])  # all products at once; a row against a row
+def test_topk_matches_plain(monkeypatch, dtype, scratch, every):
+    monkeypatch.setattr(kernel, "SCRATCH", scratch)
+    for a, b, *settings in inputs("correlation_topk", DEVICE, dtype)[::every]:
+        score, index = kernel.correlation_topk(a, b, *settings)
+        wanted = plain.correlation_topk_plain(a.double(), b.double(), *settings)
+        assert_matches(score, wanted[0], torch.float32)
+        torch.testing.assert_close(index, wanted[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scratch", [1 << 28, 1])
+def test_ties_go_to_the_lowest_index(monkeypatch, scratch):
+    monkeypatch.setattr(kernel, "SCRATCH", scratch)
+    one = torch.ones(1, 1, 4, 20, device=DEVICE)
+    score, index = kernel.correlation_topk(one, one, 3, 3, 0, 1e-12)
+    assert (index == torch.arange(3, device=DEVICE)).all()
+    assert (score == score[0, 0, 0]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gather_fold_matches_plain(dtype):
+    for features, index, patch, stride in inputs("gather_fold", DEVICE, dtype):
+        found = fold_kernel.gather_fold(features, index, patch, stride)
+        assert found.dtype == dtype
+        assert_matches(found, plain_fold.gather_fold_plain(features.double(), index, patch, stride), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gather_fold_backward_matches_plain(dtype):
+    for features, index, patch, stride in inputs("gather_fold", DEVICE, dtype):
+        grad = torch.randn(
+            *features.shape[:2], index.shape[1] * stride, index.shape[2] * stride, device=DEVICE, dtype=dtype
+        )
+        settings = (index, *features.shape[2:], patch, stride)
+        found = fold_kernel.gather_fold_backward(grad, *settings)
+        assert found.dtype == dtype
+        assert_matches(found, plain_fold.gather_fold_backward_plain(grad.double(), *settings), dtype)
+        assert torch.equal(found, fold_kernel.gather_fold_backward(grad, *settings))
+
+
+def test_an_index_outside_reads_nothing():
+    features = torch.ones(1, 1, 4, 4, device=DEVICE)
+    index = torch.tensor([[[-1, 16], [1 << 40, -(1 << 40)]]], device=DEVICE)
+    assert (fold_kernel.gather_fold(features, index, 3, 1) == 0).all()
+    grad = torch.ones(1, 1, 2, 2, device=DEVICE)
+    assert (fold_kernel.gather_fold_backward(grad, index, 4, 4, 3, 1) == 0).all()
