@@ -136,7 +136,7 @@ def random_codes(n: int, width: int = 8, values: int = 256) -> np.ndarray:
 @pytest.fixture(params=["chosen", "op"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "op":
-        monkeypatch.setattr(ragsr.search, "FlatIndex", None)
+        monkeypatch.setattr(ragsr.search, "COMPILED", False)
 
 
 @pytest.mark.usefixtures("kernel")
