@@ -58,7 +58,9 @@ def topk(q: int, n: int, bits: int, k: int, *, on_request: bool = False) -> Case
 
 
 CASES = [
-    topk(80_000, 26_500, 16, 1),  # the paper's Table 6, in one call; the table of answers is built every time
+    topk(
+        80_000, 26_500, 16, 1
+    ),  # the paper's Table 6, its table of answers kept; test_retrieval.py builds it every time
     topk(80_000, 26_500, 16, 4),
     topk(64, 26_500, 16, 1),  # its batches
     topk(64, 26_500, 16, 4),

@@ -161,6 +161,32 @@ RAGSR_AVX512 inline __m512i add_across(const __m512i* x) {
   return _mm512_add_epi64(_mm512_shuffle_i64x2(ab, cd, 0x88), _mm512_shuffle_i64x2(ab, cd, 0xdd));
 }
 
+// Codes of 16 and 32 bytes: four and two of them in a vector, eight at a time.
+RAGSR_AVX512 inline __m512i differing(const uint8_t* code, __m512i query) {
+  return _mm512_popcnt_epi64(_mm512_xor_si512(_mm512_loadu_si512(code), query));
+}
+
+RAGSR_AVX512 inline void distances_avx512_16(const uint8_t* query, const uint8_t* codes, int64_t n, uint16_t* out) {
+  const __m512i q = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(query)));
+  const __m128i order = _mm_setr_epi16(0x0100, 0x0504, 0x0908, 0x0d0c, 0x0302, 0x0706, 0x0b0a, 0x0f0e);
+  for (int64_t i = 0; i < n; i += 8, codes += 128) {  // codes 0 4 1 5 2 6 3 7
+    const __m512i sums = add_pairs(differing(codes, q), differing(codes + 64, q));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm_shuffle_epi8(_mm512_cvtepi64_epi16(sums), order));
+  }
+}
+
+RAGSR_AVX512 inline void distances_avx512_32(const uint8_t* query, const uint8_t* codes, int64_t n, uint16_t* out) {
+  const __m512i q = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(query)));
+  const __m128i order = _mm_setr_epi16(0x0100, 0x0504, 0x0302, 0x0706, 0x0908, 0x0d0c, 0x0b0a, 0x0f0e);
+  for (int64_t i = 0; i < n; i += 8, codes += 256) {
+    const __m512i low = add_pairs(differing(codes, q), differing(codes + 64, q));
+    const __m512i high = add_pairs(differing(codes + 128, q), differing(codes + 192, q));
+    const __m512i sums =  // codes 0 2 1 3 4 6 5 7
+        _mm512_add_epi64(_mm512_shuffle_i64x2(low, high, 0x88), _mm512_shuffle_i64x2(low, high, 0xdd));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm_shuffle_epi8(_mm512_cvtepi64_epi16(sums), order));
+  }
+}
+
 RAGSR_AVX512 inline void distances_avx512(const uint8_t* query, const uint8_t* codes, int64_t n, int64_t width,
                                           uint16_t* out) {
   if (width == 1) return distances_avx512_1(*query, codes, n, out);
@@ -168,6 +194,10 @@ RAGSR_AVX512 inline void distances_avx512(const uint8_t* query, const uint8_t* c
   if (width == 4) return distances_avx512_4(static_cast<uint32_t>(load_word(query, 4)), codes, n, out);
   if (width == 8) return distances_avx512_8(load_word(query, 8), codes, n, out);
   int64_t i = 0;
+  if (width == 16 || width == 32) {
+    i = n / 8 * 8;
+    (width == 16 ? distances_avx512_16 : distances_avx512_32)(query, codes, i, out);
+  }
   for (; width > 16 && i + 8 <= n; i += 8) {
     __m512i counts[8];
     for (int j = 0; j < 8; ++j) counts[j] = counts_avx512(query, codes + (i + j) * width, width);

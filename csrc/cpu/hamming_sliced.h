@@ -197,13 +197,17 @@ RAGSR_TARGET inline void gather_chunks(const uint8_t* codes, int64_t n, int64_t 
   std::memset(out + n * kBytes, 0, static_cast<size_t>((kBlockCodes - n) * kBytes));
 }
 
-// The table of one chunk of a block of codes.
+// The tables of all chunks of a block of codes, one behind the other; `item` has room for the items of each.
 template <int T>
-RAGSR_TARGET inline void table_of(const uint8_t* codes, int64_t n, int64_t width, int64_t from, Words* table) {
-  Words item[T + Chunk<T>::kAdders];
-  gather_chunks<T>(codes, n, width, from, reinterpret_cast<uint8_t*>(item));
-  turn_to_planes<T>(item);
-  build_table<T>(item, table);
+RAGSR_TARGET inline void tables_of(const uint8_t* codes, int64_t n, int64_t width, int64_t chunks, Words* item,
+                                   Words* table) {
+  constexpr int64_t kItems = T + Chunk<T>::kAdders;
+  const bool split = T == 64 && n == kBlockCodes && split_block(codes, width, item, kItems);
+  for (int64_t c = 0; c < chunks; ++c, item += kItems, table += Chunk<T>::kTable) {
+    if (!split) gather_chunks<T>(codes, n, width, T / 8 * c, reinterpret_cast<uint8_t*>(item));
+    turn_to_planes<T>(item);
+    build_table<T>(item, table);
+  }
 }
 
 // Asks for part `i` of `parts` of the `bytes` from `begin` on.
@@ -224,12 +228,13 @@ RAGSR_TARGET inline void scan_sliced(const uint8_t* queries, int64_t q, const ui
     for (int64_t c = 0; c < chunks; ++c)
       choose_cases<T>(load_word(queries + i * width + kBytes * c, std::min(kBytes, width - kBytes * c)),
                       &offsets[static_cast<size_t>((i * chunks + c) * kCases)]);
-  std::vector<uint8_t> room(sizeof(Words[kMostChunks * kTable + 1]));
+  constexpr int64_t kItems = T + Chunk<T>::kAdders;
+  std::vector<uint8_t> room(sizeof(Words[kMostChunks * (kTable + kItems) + 1]));
   Words* table = aligned<Words>(room.data());
   for (int64_t start = 0; start < n; start += kBlockCodes) {
     const int64_t count = std::min(kBlockCodes, n - start);
     const uint8_t* block = codes + start * width;
-    for (int64_t c = 0; c < chunks; ++c) table_of<T>(block, count, width, kBytes * c, table + c * kTable);
+    tables_of<T>(block, count, width, chunks, table + kMostChunks * kTable, table);
     const int64_t ahead = std::min(kBlockCodes, n - start - count) * width;
     for (int64_t i = 0; i < q; ++i) {
       fetch_ahead(block + count * width, ahead, i, q);

@@ -47,6 +47,8 @@ inline Words parity(Words a, Words b, Words c) { return a ^ b ^ c; }
 inline Words choose(Words mask, Words a, Words b) { return (a & mask) | (b & ~mask); }
 inline bool all_set(Words x) { return (x[0] & x[1]) == ~uint64_t{0}; }
 
+inline bool split_block(const uint8_t*, int64_t, Words*, int64_t) { return false; }
+
 using Cells = uint32_t __attribute__((vector_size(16)));
 inline Cells smaller(Cells a, Cells b) { return a < b ? a : b; }
 inline Cells larger(Cells a, Cells b) { return a < b ? b : a; }
@@ -80,6 +82,8 @@ RAGSR_TARGET inline Words majority(Words a, Words b, Words c) { return (a & b) |
 RAGSR_TARGET inline Words parity(Words a, Words b, Words c) { return a ^ b ^ c; }
 RAGSR_TARGET inline Words choose(Words mask, Words a, Words b) { return (a & mask) | (b & ~mask); }
 RAGSR_TARGET inline bool all_set(Words x) { return _mm256_testc_si256((__m256i)x, _mm256_set1_epi8(-1)); }
+
+RAGSR_TARGET inline bool split_block(const uint8_t*, int64_t, Words*, int64_t) { return false; }
 
 using Cells = uint32_t __attribute__((vector_size(32)));
 RAGSR_TARGET inline Cells smaller(Cells a, Cells b) { return a < b ? a : b; }
@@ -116,6 +120,24 @@ RAGSR_TARGET inline Words choose(Words mask, Words a, Words b) {
 }
 RAGSR_TARGET inline bool all_set(Words x) {
   return _mm512_cmpneq_epi64_mask((__m512i)x, _mm512_set1_epi64(-1)) == 0;
+}
+
+// A whole block of codes of 32 bytes, taken apart: word c of code i to lane i % 8 of item[c * stride + i / 8]. False for
+// other widths, which are copied word by word.
+RAGSR_TARGET inline bool split_block(const uint8_t* codes, int64_t width, Words* item, int64_t stride) {
+  if (width != 32) return false;
+  const __m512i first = _mm512_setr_epi64(0, 4, 8, 12, 1, 5, 9, 13), last = _mm512_setr_epi64(2, 6, 10, 14, 3, 7, 11, 15);
+  for (int64_t v = 0; v < 64; ++v, codes += 256) {
+    const __m512i a = _mm512_loadu_si512(codes), b = _mm512_loadu_si512(codes + 64);
+    const __m512i c = _mm512_loadu_si512(codes + 128), d = _mm512_loadu_si512(codes + 192);
+    const __m512i low = _mm512_permutex2var_epi64(a, first, b), low2 = _mm512_permutex2var_epi64(c, first, d);
+    const __m512i high = _mm512_permutex2var_epi64(a, last, b), high2 = _mm512_permutex2var_epi64(c, last, d);
+    item[v] = (Words)_mm512_shuffle_i64x2(low, low2, 0x44);
+    item[stride + v] = (Words)_mm512_shuffle_i64x2(low, low2, 0xee);
+    item[2 * stride + v] = (Words)_mm512_shuffle_i64x2(high, high2, 0x44);
+    item[3 * stride + v] = (Words)_mm512_shuffle_i64x2(high, high2, 0xee);
+  }
+  return true;
 }
 
 using Cells = uint32_t __attribute__((vector_size(64)));
