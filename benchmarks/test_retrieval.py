@@ -9,8 +9,9 @@ neither way of matching looks at them.
 
 Codes are matched in one call, and in calls of 64 queries as the paper does. What a peer keeps of the references (an
 index, ±1 as floats, features of length 1) is made before; ours is given bytes, or features as they are, and does all of
-it in every round: a code is changed before each, so that the table of all answers is built anew. Each peer's distances are compared with ours first. Slow peers are timed on the first queries:
-`extra_info` says on how many, and `seconds` there is the time for all 80,000.
+it in every round: a code is changed before each, so that the table of all answers is built anew. Each peer's distances
+are compared with ours first. Slow peers are timed on the first queries: `extra_info` says on how many, and `seconds`
+there is the time for all 80,000.
 """
 
 from collections.abc import Callable
