@@ -1,8 +1,8 @@
 """Who computes separate attention on a GPU, and in what blocks: the tables of `attention.py`, without Triton.
 
 Nothing here was measured on a GPU yet. The owners follow from the work there is, the blocks from what compiles without
-spilling a register (tests/kernels/ahead/attention.json). `make gpu` measures both
-owners beside each other; whoever has its numbers should change these tables.
+spilling a register (tests/kernels/ahead/attention.json). `make gpu` measures both owners beside each other; whoever
+has its numbers should change these tables.
 
 `RAGSR_ATTENTION`, read at import, takes one wherever it can: to compare them, and to step around a kernel that is wrong
 or slow on a GPU nobody tried. It is `fused`, `composite` or `xformers`, the composite from xformers' attention.
