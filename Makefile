@@ -40,7 +40,7 @@ bench: $(VENV)/.ready-bench
 	$(BIN)/python -m pytest benchmarks/test_retrieval.py -k hash --benchmark-json=$(OUT)/table6_hash.json
 	$(BIN)/python -m pytest benchmarks/test_retrieval.py -k vgg --benchmark-json=$(OUT)/table6_vgg.json
 	$(BIN)/python benchmarks/retrieval_page.py --results $(OUT)
-	$(BIN)/python benchmarks/restore_cost.py --json $(OUT)/restore_cost_cpu.json
+	$(BIN)/python benchmarks/restore_cost.py --json $(OUT)/restore_cost_refnet.json
 
 gpu:
 	$(PYTHON) benchmarks/gpu.py --out $(OUT)

@@ -1,6 +1,6 @@
 """Seconds and peak memory of restoring to 640×416, 512², 1024² and 2048², with one 1152×768 reference.
 
-    python benchmarks/restore_cost.py --json benchmarks/results/restore_cost_cpu.json
+    python benchmarks/restore_cost.py --json benchmarks/results/restore_cost_refnet.json
 
 Each size runs in a process of its own, so that its peak memory is its own. The photo and the reference are the stereo
 pair of scikit-image, scaled; what is measured does not depend on what they show.

@@ -28,7 +28,10 @@ class StreamDevice {
 
   int processors() const { return processors_; }
   int64_t workspace() const { return int64_t{256} << 20; }
-  Bits bits() const { return generation_ == 8 ? Bits::with_xor : generation_ == 9 ? Bits::with_and : Bits::none; }
+  Formulation formulation() const {
+    if (generation_ < 9) return Formulation::with_xor;
+    return generation_ == 9 ? Formulation::with_and : Formulation::with_bytes;
+  }
 
   void* lend(int64_t bytes) {
     lent_.push_back(empty_on(like_, {bytes}, Scalar::Byte));

@@ -1,15 +1,18 @@
-// The scan for many queries on tensor cores: `mma.sync` on single bits counts the bits of 16 codes x 8 queries at once.
+// The scan for many queries on tensor cores: `mma.sync` multiplies 16 codes by 8 queries at once.
 //
-//     sm_80, 86, 89   popc(q ^ r): the distance itself
-//     sm_90           only popc(q & r) is native; with the codes' complements beside them it gives the distance:
+//     sm_80, 86, 89   single bits, popc(q ^ r): the distance itself
+//     sm_90           single bits, of which only popc(q & r) is native; complements beside the codes give the distance:
 //                         popc([q, ~q] & [~r, r]) = popc(q & ~r) + popc(~q & r) = popc(q ^ r)
-//     later           bits are emulated and slow: hamming_scan.h does the work
+//     later           single bits are emulated and slow; bytes 1 and -1 in place of the bits 1 and 0 give
+//                         <q, r> = bits - 2 popc(q ^ r)
 //
 // Fragments of a 16 x 8 product over 256 bits (128 bits: the first half of each), lane = 4 * group + member:
 //
 //     codes      registers  word member of code group, of code group + 8, word member + 4 of both
 //     queries    registers  word member, word member + 4 of query group
 //     distances  registers  (code group, queries 2 * member and 2 * member + 1), the same of code group + 8
+//
+// Over 32 bytes the same holds for words of four bytes, made of a nibble of the code each.
 //
 // A tile is some rounds of 16 codes for each warp. Per query (two columns of each lane) only the least distance of a
 // tile is kept; where it is below the bound the warp looks closer.
@@ -19,66 +22,76 @@
 
 namespace ragsr {
 
-enum class Bits { none, with_xor, with_and };  // what a device multiplies single bits with
+enum class Formulation { with_xor, with_and, with_bytes };
 
 constexpr int kMmaCodes = 16 * kWarps;  // of a round
 
 #ifdef __CUDACC__
-template <bool kAnd>
-__device__ inline void multiply_256(int (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#define RAGSR_MMA(operation)                                                                                        \
-  asm volatile("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32." operation                                       \
-               ".popc {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                        \
+#define RAGSR_MMA(shape, types)                                                                                 \
+  asm volatile("mma.sync.aligned." shape ".row.col.s32." types " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
                : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])                                             \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
-  if constexpr (kAnd)
-    RAGSR_MMA("and");
-  else
-    RAGSR_MMA("xor");
-#undef RAGSR_MMA
-}
-
-template <bool kAnd>
-__device__ inline void multiply_128(int (&sum)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
-#define RAGSR_MMA(operation)                                                                                        \
-  asm volatile("mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32." operation                                       \
-               ".popc {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"                                                 \
+#define RAGSR_MMA_HALF(types)                                                                                       \
+  asm volatile("mma.sync.aligned.m16n8k128.row.col.s32." types " {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"     \
                : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])                                             \
                : "r"(a[0]), "r"(a[1]), "r"(b[0]))
-  if constexpr (kAnd)
-    RAGSR_MMA("and");
+
+template <Formulation kHow>
+__device__ inline void multiply(int (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (kHow == Formulation::with_bytes)
+    RAGSR_MMA("m16n8k32", "s8.s8.s32");
+  else if constexpr (kHow == Formulation::with_and)
+    RAGSR_MMA("m16n8k256", "b1.b1.s32.and.popc");
   else
-    RAGSR_MMA("xor");
-#undef RAGSR_MMA
+    RAGSR_MMA("m16n8k256", "b1.b1.s32.xor.popc");
 }
+
+template <Formulation kHow>
+__device__ inline void multiply(int (&sum)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
+  if constexpr (kHow == Formulation::with_and)
+    RAGSR_MMA_HALF("b1.b1.s32.and.popc");
+  else
+    RAGSR_MMA_HALF("b1.b1.s32.xor.popc");
+}
+#undef RAGSR_MMA
+#undef RAGSR_MMA_HALF
 #endif
 
-// Which of the two the code being compiled is for; a kernel for the other is left empty.
-template <bool kAnd>
+// Whether the code being compiled is for devices that multiply in this way; else the kernel is left empty.
+template <Formulation kHow>
 __host__ __device__ constexpr bool compiled_here() {
 #if !defined(__CUDA_ARCH__)
   return true;
 #elif __CUDA_ARCH__ < 900
-  return !kAnd;
+  return kHow == Formulation::with_xor;
 #elif __CUDA_ARCH__ < 1000
-  return kAnd;
+  return kHow == Formulation::with_and;
 #else
-  return false;
+  return kHow == Formulation::with_bytes;
 #endif
 }
 
-template <int kWords, bool kAnd>
+// Four bits as four bytes: 1 for a set bit, -1 for the others.
+__device__ inline uint32_t signs_of(uint32_t nibble) {
+  const uint32_t bits = nibble * 0x00204081u & 0x01010101u;
+  return ~(bits * 0xfeu);
+}
+
+template <int kWords, Formulation kHow>
 struct Product {
-  static constexpr int kExtended = kAnd ? 2 * kWords : kWords;  // words that are multiplied
+  static constexpr bool kAnd = kHow == Formulation::with_and, kBytes = kHow == Formulation::with_bytes;
+  static constexpr int kExtended = kBytes ? 8 * kWords : kAnd ? 2 * kWords : kWords;  // words that are multiplied
   static constexpr int kSteps = kExtended <= 4 ? 1 : kExtended / 8;
-  static constexpr int kHalves = kExtended <= 4 ? 1 : 2;  // of 128 bits in a step
-  static constexpr int kColumns = kWords <= 8 ? 8 : kWords == 16 ? 4 : 2;  // of 8 queries: as many as registers hold
+  static constexpr int kHalves = kExtended <= 4 ? 1 : 2;  // of a step
+  static constexpr int kMost = kBytes ? 4 : 8;            // words of a code with which registers hold 64 queries
+  static constexpr int kColumns = kWords <= kMost ? 8 : 8 * kMost / kWords;  // of 8 queries
   static constexpr int kQueries = 8 * kColumns;
   static constexpr int kRounds = kWords <= 4 ? 4 : kWords == 8 ? 2 : 1;  // of a tile; again for the registers
 
-  // Word `at` of what is multiplied: codes are [~r, r], queries [q, ~q].
+  // Word `at` of what is multiplied: codes are [~r, r], queries [q, ~q]; or nibble `at` as bytes.
   __device__ static uint32_t extended(const Codes& rows, int64_t i, int at, bool inverted_first) {
     if (at >= kExtended) return 0;
+    if (kBytes) return signs_of(load_word(rows, i, at / 8) >> 4 * (at % 8) & 0xf);
     const uint32_t word = load_word(rows, i, at % kWords);
     return kAnd && (at < kWords) == inverted_first ? ~word : word;
   }
@@ -120,18 +133,17 @@ struct Product {
     sum[0] = sum[1] = sum[2] = sum[3] = 0;
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      if constexpr (kHalves == 1)
-        multiply_128<kAnd>(sum, codes.word[s], queries.word[c][s]);
-      else
-        multiply_256<kAnd>(sum, codes.word[s], queries.word[c][s]);
+      multiply<kHow>(sum, codes.word[s], queries.word[c][s]);
     }
+#pragma unroll
+    for (int d = 0; d < 4 && kBytes; ++d) sum[d] = (32 * kWords - sum[d]) / 2;
   }
 };
 
-template <int kWords, bool kAnd>
+template <int kWords, Formulation kHow>
 __global__ void __launch_bounds__(kThreads, 1) hamming_mma_kernel(Scan scan) {
-  using Of = Product<kWords, kAnd>;
-  if constexpr (compiled_here<kAnd>()) {
+  using Of = Product<kWords, kHow>;
+  if constexpr (compiled_here<kHow>()) {
     constexpr int kQueries = Of::kQueries, kRounds = Of::kRounds;
     __shared__ int count[kQueries];
     __shared__ uint32_t worst[kQueries];

@@ -113,12 +113,12 @@ void lists_topk(Device& device, const Search& s) {
   });
 }
 
-template <bool kAnd, class Device>
+template <Formulation kHow, class Device>
 void mma_topk(Device& device, const Search& s) {
   with_words(s.width, [&](auto words) {
-    using Of = Product<decltype(words)::value, kAnd>;
+    using Of = Product<decltype(words)::value, kHow>;
     scan_and_merge<Of::kQueries>(device, s, capacity_from(kMmaCodes, s.k),
-                                 hamming_mma_kernel<decltype(words)::value, kAnd>);
+                                 hamming_mma_kernel<decltype(words)::value, kHow>);
   });
 }
 
@@ -151,8 +151,11 @@ void hamming_topk(Device& device, const Search& s) {
   if (cube_pays(s)) return cube_topk(device, s);
   if (s.k > kLargestK) return counts_topk(device, s);
   if (s.q >= kMmaQueries && s.k <= kMmaLargestK) {
-    if (device.bits() == Bits::with_and) return mma_topk<true>(device, s);
-    if (device.bits() == Bits::with_xor) return mma_topk<false>(device, s);
+    switch (device.formulation()) {
+      case Formulation::with_xor: return mma_topk<Formulation::with_xor>(device, s);
+      case Formulation::with_and: return mma_topk<Formulation::with_and>(device, s);
+      case Formulation::with_bytes: return mma_topk<Formulation::with_bytes>(device, s);
+    }
   }
   if (s.q == 1) return lists_topk<1>(device, s);
   if (s.q <= 4) return lists_topk<4>(device, s);

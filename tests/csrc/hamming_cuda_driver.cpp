@@ -6,9 +6,12 @@
 
 namespace ragsr {
 
-// What mma.sync does with single bits, from the layout of its fragments: lane = 4 * group + member.
-template <bool kAnd, size_t kHalves>
-void multiply_bits(int (&sum)[4], const uint32_t (&a)[2 * kHalves], const uint32_t (&b)[kHalves]) {
+enum class Formulation;
+inline int product_of(Formulation how, uint32_t code, uint32_t query);
+
+// What mma.sync does, from the layout of its fragments: lane = 4 * group + member.
+template <Formulation kHow, size_t kHalves>
+void multiply_fragments(int (&sum)[4], const uint32_t (&a)[2 * kHalves], const uint32_t (&b)[kHalves]) {
   const int lane = static_cast<int>(threadIdx.x) % 32, group = lane / 4, member = lane % 4;
   for (size_t h = 0; h < kHalves; ++h) {
     uint32_t low[32], high[32], query[32];
@@ -19,21 +22,18 @@ void multiply_bits(int (&sum)[4], const uint32_t (&a)[2 * kHalves], const uint32
     collect(a[2 * h], low);
     collect(a[2 * h + 1], high);
     collect(b[h], query);
-    for (int m = 0; m < 4; ++m) {  // the words of a row lie in the four lanes of a group
-      for (int d = 0; d < 4; ++d) {
-        const uint32_t code = (d < 2 ? low : high)[4 * group + m], other = query[4 * (2 * member + d % 2) + m];
-        sum[d] += __builtin_popcount(kAnd ? code & other : code ^ other);
-      }
-    }
+    for (int m = 0; m < 4; ++m)  // the words of a row lie in the four lanes of a group
+      for (int d = 0; d < 4; ++d)
+        sum[d] += product_of(kHow, (d < 2 ? low : high)[4 * group + m], query[4 * (2 * member + d % 2) + m]);
   }
 }
-template <bool kAnd>
-void multiply_256(int (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  multiply_bits<kAnd, 2>(sum, a, b);
+template <Formulation kHow>
+void multiply(int (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  multiply_fragments<kHow, 2>(sum, a, b);
 }
-template <bool kAnd>
-void multiply_128(int (&sum)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
-  multiply_bits<kAnd, 1>(sum, a, b);
+template <Formulation kHow>
+void multiply(int (&sum)[4], const uint32_t (&a)[2], const uint32_t (&b)[1]) {
+  multiply_fragments<kHow, 1>(sum, a, b);
 }
 
 }  // namespace ragsr
@@ -41,7 +41,19 @@ void multiply_128(int (&sum)[4], const uint32_t (&a)[2], const uint32_t (&b)[1])
 #include "../../csrc/cuda/hamming_plan.h"
 #include "code_sets.h"
 
+// Of a register of a code and one of a query.
+inline int ragsr::product_of(Formulation how, uint32_t code, uint32_t query) {
+  if (how == Formulation::with_xor) return __builtin_popcount(code ^ query);
+  if (how == Formulation::with_and) return __builtin_popcount(code & query);
+  int sum = 0;
+  for (int byte = 0; byte < 32; byte += 8)
+    sum += static_cast<int8_t>(code >> byte & 0xff) * static_cast<int8_t>(query >> byte & 0xff);
+  return sum;
+}
+
 namespace {
+
+using ragsr::Formulation;
 
 using code_sets::Bytes;
 using code_sets::Kind;
@@ -55,7 +67,7 @@ struct HostDevice {
 
   int processors() const { return count; }
   int64_t workspace() const { return bytes; }
-  ragsr::Bits bits() const { return ragsr::Bits::with_and; }
+  Formulation formulation() const { return Formulation::with_and; }
   void* lend(int64_t size) {
     const auto words = static_cast<size_t>((size + 7) / 8);
     lent.emplace_back(new uint64_t[words]);
@@ -126,14 +138,17 @@ std::vector<Case> cases() {
     add("lists", ragsr::lists_topk<1, HostDevice>, 1, choose(1, 63, 257, 5000, 13000), width, choose(1, 4, 100, 1024));
     add("lists", ragsr::lists_topk<4, HostDevice>, choose(2, 3, 4), choose(300, 4097, 9001), width, choose(1, 4, 513));
     add("lists", ragsr::lists_topk<8, HostDevice>, choose(5, 8, 19), choose(1, 700, 4500), width, choose(1, 10, 300));
-    add("xor", ragsr::mma_topk<false, HostDevice>, choose(1, 63, 130), choose(1, 300, 4500), width, choose(1, 4, 100));
-    add("and", ragsr::mma_topk<true, HostDevice>, choose(1, 63, 130), choose(1, 300, 4500), width, choose(1, 4, 100));
+    for (const Algorithm run : {ragsr::mma_topk<Formulation::with_xor, HostDevice>,
+                                ragsr::mma_topk<Formulation::with_and, HostDevice>,
+                                ragsr::mma_topk<Formulation::with_bytes, HostDevice>})
+      add("tensor cores", run, choose(1, 63, 130), choose(1, 300, 4500), width, choose(1, 4, 100));
     add("counts", ragsr::counts_topk<HostDevice>, choose(1, 3), choose(1, 63, 3000, 9000), width, choose(1, 1500, 9000));
   }
   for (int kind = 0; kind < code_sets::kKinds; ++kind) {  // lists that fill up, part after part
     all.push_back({"lists", ragsr::lists_topk<8, HostDevice>, static_cast<Kind>(kind), 9, 12300, 8, 100, 0});
     all.push_back({"lists", ragsr::lists_topk<1, HostDevice>, static_cast<Kind>(kind), 1, 20000, 4, 1000, 0});
-    all.push_back({"and", ragsr::mma_topk<true, HostDevice>, static_cast<Kind>(kind), 70, 9000, 8, 20, 0});
+    all.push_back({"tensor cores", ragsr::mma_topk<Formulation::with_and, HostDevice>, static_cast<Kind>(kind), 70, 9000,
+                   8, 20, 0});
     all.push_back({"counts", ragsr::counts_topk<HostDevice>, static_cast<Kind>(kind), 2, 12300, 8, 5000, 0});
   }
   for (const int64_t k : {1, 2, 3, 8, 30, 50, 128}) {
