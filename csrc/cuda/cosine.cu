@@ -1,12 +1,10 @@
 // keep_best for CUDA tensors: the selection of cosine_topk. The kernel stands in cosine.h; a k above 1024 goes through
 // torch.topk over all keys.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <array>
 
-#include "../stable.h"
 #include "cosine.h"
+#include "stream.h"
 
 namespace ragsr {
 namespace {
@@ -65,8 +63,7 @@ Tensor keep_best_of(const Tensor& best, const Tensor& scores, int64_t first, int
     all_keys_kernel<<<grid, kThreads, 0, stream>>>(best.const_data_ptr<int64_t>(), kept, from, n, first,
                                                    out.mutable_data_ptr<int64_t>());
   }
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "keep_best: the kernel did not start: ", cudaGetErrorString(error));
+  check_started("keep_best", cudaGetLastError());
   return listed ? out : largest(out, k);
 }
 
@@ -77,13 +74,11 @@ Tensor keep_best(const Tensor& best, const Tensor& scores, int64_t first, int64_
                   "keep_best: best must be [rows, at most k] and scores [rows, references]");
   STD_TORCH_CHECK(best.scalar_type() == Scalar::Long, "keep_best: best must be int64");
   const torch::stable::accelerator::DeviceGuard guard(scores.get_device_index());
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(scores.get_device_index(), &stream));
   const Tensor before = torch::stable::contiguous(best);
   const Tensor block = torch::stable::contiguous(wide ? scores : torch::stable::to(scores, Scalar::Float));
   const int64_t number = std::min(k, before.size(1) + block.size(1));
   const auto keep = wide ? keep_best_of<double> : keep_best_of<float>;
-  return keep(before, block, first, number, static_cast<cudaStream_t>(stream));
+  return keep(before, block, first, number, current_stream(scores.get_device_index()));
 }
 
 }  // namespace

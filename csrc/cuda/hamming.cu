@@ -1,20 +1,12 @@
 // hamming_topk for CUDA tensors: exact, any k, any width, the same bits as every other backend. What runs when:
 // hamming_plan.h.
-#include "../stable.h"
 #include "hamming_plan.h"
+#include "stream.h"
 
 namespace ragsr {
 namespace {
 
-cudaStream_t current_stream(int32_t device) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-void check(cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, "hamming_topk: a kernel did not start: ", cudaGetErrorString(error));
-}
+void check(cudaError_t error) { check_started("hamming_topk", error); }
 
 // The current stream of the device of `like`, and memory of PyTorch's own allocator.
 class StreamDevice {

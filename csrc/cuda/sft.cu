@@ -7,17 +7,15 @@
 //                apply_kernel        a thread: one vector; from the end, where L2 still holds what was read last
 //
 // No atomics: the same bits on every run. Nothing is read back, so a CUDA graph may record a call.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "../stable.h"
 #include "sft_kernels.h"
 #include "sft_operands.h"
+#include "stream.h"
 
 namespace ragsr {
 namespace {
@@ -119,12 +117,6 @@ void run(const Call& call, const Chip& chip, cudaStream_t stream) {
   launch<1, Along::positions>(k, call.mean, chip, stream);
 }
 
-cudaStream_t current_stream(int32_t device) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
 Activation activation_of(const std::optional<std::string>& name) {
   if (!name) return Activation::none;
   STD_TORCH_CHECK(*name == "silu" || *name == "relu", "activation must be None, silu or relu");
@@ -158,8 +150,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_sft_forward_cuda(
     case Scalar::Double: run<double, double>(call, chip, stream); break;
     default: STD_TORCH_CHECK(false, "x must be float16, bfloat16, float32 or float64");
   }
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "group_norm_sft: the kernel did not start: ", cudaGetErrorString(error));
+  check_started("group_norm_sft", cudaGetLastError());
   return {out, mean, rstd};
 }
 
