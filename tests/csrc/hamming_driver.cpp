@@ -5,39 +5,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
-#include <memory>
-#include <random>
 
+#include "code_sets.h"
 #include "cpu/hamming.h"
 
 namespace {
 
 using namespace ragsr;
-
-std::mt19937 generator(1);
-
-enum Kind { kRandom, kEqual, kOneDistance, kDuplicates, kClusters, kLight, kKinds };
-
-// Exactly as large as the bytes, so that a sanitizer sees one byte too many.
-using Bytes = std::unique_ptr<uint8_t[]>;
-
-Bytes make_codes(Kind kind, int64_t n, int64_t width) {
-  Bytes codes(new uint8_t[static_cast<size_t>(n * width)]);
-  const auto random = [] { return static_cast<uint8_t>(generator()); };
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < width; ++j) {
-      uint8_t& byte = codes[static_cast<size_t>(i * width + j)];
-      const auto at = static_cast<size_t>(j);
-      if (kind == kRandom) byte = random();
-      if (kind == kEqual) byte = 0x5a;
-      if (kind == kOneDistance) byte = j == i % width ? static_cast<uint8_t>(1 << i % 8) : 0;
-      if (kind == kDuplicates) byte = i < 7 ? random() : codes[static_cast<size_t>(i % 7 * width) + at];
-      if (kind == kClusters) byte = static_cast<uint8_t>((i % 2 ? 0xff : 0) ^ (generator() % 16 ? 0 : random()));
-      if (kind == kLight) byte = random() & random() & random();
-    }
-  }
-  return codes;
-}
+using namespace code_sets;
 
 std::vector<uint64_t> sorted_keys(const uint8_t* query, const uint8_t* codes, int64_t n, int64_t width) {
   std::vector<uint64_t> keys;
