@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,8 +24,10 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         return self.name
 
-    def weights(self) -> dict[str, Tensor]:
-        return {n.removeprefix("weights."): x for n, x in self.tensors.items() if n.startswith("weights.")}
+    def weights(self, network: str = "") -> dict[str, Tensor]:
+        """Those of the one network, or of the one called so, under their published names."""
+        prefix = f"weights.{network}." if network else "weights."
+        return {n.removeprefix(prefix): x for n, x in self.tensors.items() if n.startswith(prefix)}
 
 
 def golden_cases(item: str) -> list[Case]:
@@ -39,6 +42,24 @@ def golden_cases(item: str) -> list[Case]:
         )
         for name, config in cases.items()
     ]
+
+
+def golden_item(item: str) -> Case:
+    """An item without cases: a whole network. The full set alone holds it, so that elsewhere the test is skipped."""
+    folder = FULL / item
+    if not folder.is_dir():
+        pytest.skip(f"the recorded outputs of {item} do not travel with the project: {folder} is not there")
+    config = json.loads((folder / "meta.json").read_text())
+    tensors = load_file(folder / "tensors.safetensors")
+    return Case(item, config, {name: _float(x) for name, x in tensors.items()})
+
+
+def inventory(name: str) -> dict[str, list[int]]:
+    """Names and shapes of the tensors of a published checkpoint."""
+    path = FULL / "inventories" / f"{name}.json"
+    if not path.is_file():
+        pytest.skip(f"the inventory {name} does not travel with the project: {path} is not there")
+    return json.loads(path.read_text())["state_dict"]
 
 
 def _float(x: Tensor) -> Tensor:
