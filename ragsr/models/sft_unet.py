@@ -30,7 +30,7 @@ PUBLISHED = {
 Modulations = Mapping[str, Modulation]  # by the name of the residual block
 
 
-class SFTUNet(UNet2DConditionModel):  # type: ignore[misc]  # diffusers ships no type information
+class SFTUNet(UNet2DConditionModel):
     """A U-Net that is conditioned by feature maps, one per level, besides time and text.
 
     `settings` are those of `UNet2DConditionModel`, where they differ from the published ones of Stable Diffusion 2.
@@ -46,7 +46,7 @@ class SFTUNet(UNet2DConditionModel):  # type: ignore[misc]  # diffusers ships no
 
     @staticmethod
     def _get_init_keys(_: type) -> set[str]:
-        """Which settings a saved configuration may hold: diffusers looks at `__init__`, which passes most of them on."""
+        """Which settings a saved configuration may hold; diffusers looks at `__init__`, which passes most on."""
         return {"condition_channels", *UNet2DConditionModel._get_init_keys(UNet2DConditionModel)}
 
     def modulate(self, condition: Sequence[Tensor]) -> dict[str, Modulation]:
@@ -54,7 +54,7 @@ class SFTUNet(UNet2DConditionModel):  # type: ignore[misc]  # diffusers ships no
 
         A map of another size than the level's features is not interpolated here: the op refuses it and says the size.
         """
-        names = {block: name for name, block in self.named_modules() if isinstance(block, SFTResnetBlock)}
+        names = {block: name for name, block in self._blocks().items()}
         if len(condition) != len(self.down_blocks):
             raise ValueError(
                 f"the condition has maps of {len(condition)} levels and this U-Net {len(self.down_blocks)} levels"
@@ -81,7 +81,7 @@ class SFTUNet(UNet2DConditionModel):  # type: ignore[misc]  # diffusers ships no
     @contextmanager
     def _conditioned(self, maps: Modulations) -> Iterator[None]:
         """Give every block its maps for one call: diffusers passes residual blocks nothing but features and time."""
-        blocks = {name: block for name, block in self.named_modules() if isinstance(block, SFTResnetBlock)}
+        blocks = self._blocks()
         try:
             for name, block in blocks.items():
                 block.maps = maps[name]
@@ -90,7 +90,10 @@ class SFTUNet(UNet2DConditionModel):  # type: ignore[misc]  # diffusers ships no
             for block in blocks.values():
                 block.maps = None
 
-    def _levels(self) -> Iterator[tuple[int, nn.ModuleList]]:
+    def _blocks(self) -> dict[str, "SFTResnetBlock"]:
+        return {name: block for name, block in self.named_modules() if isinstance(block, SFTResnetBlock)}
+
+    def _levels(self) -> Iterator[tuple[int, Any]]:
         """The residual blocks of the network with the level of their features, 0 the finest."""
         deepest = len(self.down_blocks) - 1
         yield from ((level, block.resnets) for level, block in enumerate(self.down_blocks))

@@ -11,7 +11,7 @@ Source: iRAG, Sec. 3.3.1, Eq. 4; Wang et al., Exploiting Diffusion Prior for Rea
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,14 +86,15 @@ class StructureEncoder(nn.Module):
         embedding = self.time_embed(sinusoids(timesteps, self.config.channels).to(x.dtype))
         maps = []
         for block in self.input_blocks:
-            if isinstance(block[0], Halve):
+            layers = list(block.children())
+            if isinstance(layers[0], Halve):
                 maps.append(x)
-            x = run(block, x, embedding)
-        maps.append(run(self.middle_block, x, embedding))
+            x = run(layers, x, embedding)
+        maps.append(run(self.middle_block.children(), x, embedding))
         return [layer(one, embedding) for layer, one in zip(self.fea_tran, maps, strict=True)]
 
 
-def run(layers: nn.ModuleList, x: Tensor, embedding: Tensor) -> Tensor:
+def run(layers: Iterable[nn.Module], x: Tensor, embedding: Tensor) -> Tensor:
     for layer in layers:
         x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
     return x

@@ -34,7 +34,7 @@ LEAK = 0.2
 EPS = 1e-6  # of the autoencoder's group norms
 
 
-class WrappingAutoencoder(AutoencoderKL):  # type: ignore[misc]  # diffusers ships no type information
+class WrappingAutoencoder(AutoencoderKL):
     """`AutoencoderKL` with fusion layers in its decoder.
 
     `settings` are those of `AutoencoderKL`, where they differ from the published ones of Stable Diffusion 2.
@@ -50,7 +50,7 @@ class WrappingAutoencoder(AutoencoderKL):  # type: ignore[misc]  # diffusers shi
 
     @staticmethod
     def _get_init_keys(_: type) -> set[str]:
-        """Which settings a saved configuration may hold: diffusers looks at `__init__`, which passes most of them on."""
+        """Which settings a saved configuration may hold; diffusers looks at `__init__`, which passes most on."""
         return {"fusion_blocks", *AutoencoderKL._get_init_keys(AutoencoderKL)}
 
     def encode_with_features(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
