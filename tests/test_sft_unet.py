@@ -7,7 +7,7 @@ from golden import golden_item, inventory
 diffusers = pytest.importorskip("diffusers")
 from ragsr.models.ldm_names import unet_from_ldm, unet_name, vae_from_ldm  # noqa: E402  # they need diffusers
 from ragsr.models.sft_unet import SFTUNet  # noqa: E402
-from ragsr.models.structure import StructureConfig, StructureEncoder  # noqa: E402
+from ragsr.models.structure import StructureEncoder  # noqa: E402
 from ragsr.models.wrapping import PUBLISHED, WrappingAutoencoder  # noqa: E402
 
 
@@ -28,11 +28,9 @@ def test_golden_unet(item):
     case = golden_item(item)
     given, sizes, structure = case.tensors, case.config["config"]["unet"], case.config["config"]["encoder"]
     encoder = StructureEncoder(
-        StructureConfig(
-            channels=structure["model_channels"],
-            out_channels=structure["out_channels"],
-            channel_mult=tuple(structure["channel_mult"]),
-        )
+        channels=structure["model_channels"],
+        out_channels=structure["out_channels"],
+        channel_mult=tuple(structure["channel_mult"]),
     )
     encoder.load_state_dict(case.weights("encoder"))
     widths = tuple(sizes["model_channels"] * mult for mult in sizes["channel_mult"])
@@ -145,6 +143,6 @@ def test_wrong_conditions_are_refused(tiny):
 
 
 def test_latents_of_an_odd_size_are_refused():
-    encoder = StructureEncoder(StructureConfig(channels=32, out_channels=32, channel_mult=(1, 1)))
+    encoder = StructureEncoder(channels=32, out_channels=32, channel_mult=(1, 1))
     with pytest.raises(ValueError, match=r"15 x 8; both sides must be multiples of 2"):
         encoder(torch.randn(1, 4, 15, 8), torch.tensor(3))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin, UNet2DConditionModel  # noqa: F401  # a pipeline that loads looks for ModelMixin here
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 

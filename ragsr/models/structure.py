@@ -12,9 +12,10 @@ Source: iRAG, Sec. 3.3.1, Eq. 4; Wang et al., Exploiting Diffusion Prior for Rea
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,44 +24,39 @@ from ragsr.models.sft import GROUPS, conv3
 LONGEST = 10_000.0  # wavelength of the slowest sinusoid, in steps
 
 
-@dataclass(frozen=True)
-class StructureConfig:
-    """Sizes of a `StructureEncoder`; the defaults are the published ones."""
+class StructureEncoder(ModelMixin, ConfigMixin):
+    """Latents and a timestep to feature maps. The defaults are the published sizes."""
 
-    in_channels: int = 4
-    channels: int = 256
-    out_channels: int = 256
-    channel_mult: tuple[int, ...] = (1, 1, 2, 2)
-    layers_per_block: int = 2
-    heads: int = 4
-    attention_levels: int = 3  # the finest levels, which have attention
-
-
-class StructureEncoder(nn.Module):
-    """Latents and a timestep to feature maps."""
-
-    def __init__(self, config: StructureConfig | None = None) -> None:
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 4,
+        channels: int = 256,
+        out_channels: int = 256,
+        channel_mult: tuple[int, ...] = (1, 1, 2, 2),
+        layers_per_block: int = 2,
+        heads: int = 4,
+        attention_levels: int = 3,  # the finest levels, which have attention
+    ) -> None:
         super().__init__()
-        self.config = config or StructureConfig()
-        c = self.config
-        widths = [c.channels * mult for mult in c.channel_mult]
-        embedded = 4 * c.channels
-        self.time_embed = nn.Sequential(nn.Linear(c.channels, embedded), nn.SiLU(), nn.Linear(embedded, embedded))
-        self.input_blocks = nn.ModuleList([nn.ModuleList([conv3(c.in_channels, c.channels)])])
-        width = c.channels
+        widths = [channels * mult for mult in channel_mult]
+        embedded = 4 * channels
+        self.time_embed = nn.Sequential(nn.Linear(channels, embedded), nn.SiLU(), nn.Linear(embedded, embedded))
+        self.input_blocks = nn.ModuleList([nn.ModuleList([conv3(in_channels, channels)])])
+        width = channels
         for level, wanted in enumerate(widths):
             if level:
                 self.input_blocks.append(nn.ModuleList([Halve(width)]))
-            for _ in range(c.layers_per_block):
+            for _ in range(layers_per_block):
                 block = nn.ModuleList([ResBlock(width, wanted, embedded)])
-                if level < c.attention_levels:
-                    block.append(AttentionBlock(wanted, c.heads))
+                if level < attention_levels:
+                    block.append(AttentionBlock(wanted, heads))
                 self.input_blocks.append(block)
                 width = wanted
         self.middle_block = nn.ModuleList(
-            [ResBlock(width, width, embedded), AttentionBlock(width, c.heads), ResBlock(width, width, embedded)]
+            [ResBlock(width, width, embedded), AttentionBlock(width, heads), ResBlock(width, width, embedded)]
         )
-        self.fea_tran = nn.ModuleList([ResBlock(width, c.out_channels, embedded) for width in widths])
+        self.fea_tran = nn.ModuleList([ResBlock(width, out_channels, embedded) for width in widths])
 
     def forward(
         self,

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin  # noqa: F401  # a pipeline that loads looks for ModelMixin here
 from torch import Tensor, nn
 from torch.nn import functional as F
 
