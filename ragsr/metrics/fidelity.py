@@ -157,18 +157,18 @@ def find_preset(name: str) -> Preset:
 
 def _prepared(a: Picture, b: Picture, rules: Preset) -> tuple[Tensor, Tensor]:
     """Both images as float64 [1, 3, H, W] without their border."""
-    x, y = _tensor(a), _tensor(b)
+    x, y = as_tensor(a), as_tensor(b)
     if x.shape != y.shape:
-        raise InputError(f"images of different sizes cannot be compared: {_size(x)} and {_size(y)}")
+        raise InputError(f"images of different sizes cannot be compared: {size_text(x)} and {size_text(y)}")
     if min(x.shape[-2:]) <= 2 * rules.border:
-        raise InputError(f"nothing is left of {_size(x)} when a border of {rules.border} pixels is cut off")
+        raise InputError(f"nothing is left of {size_text(x)} when a border of {rules.border} pixels is cut off")
     if rules.rounded:
         x, y = _to_8_bits(x), _to_8_bits(y)
     inside = slice(rules.border, -rules.border or None)
     return x[..., inside, inside], y[..., inside, inside]
 
 
-def _tensor(x: Picture) -> Tensor:
+def as_tensor(x: Picture) -> Tensor:
     if isinstance(x, Image.Image):
         x = torch.from_numpy(np.array(x.convert("RGB"))).permute(2, 0, 1)[None] / 255
     if x.ndim != 4 or x.shape[:2] != (1, 3):
@@ -178,7 +178,7 @@ def _tensor(x: Picture) -> Tensor:
     return x.detach().cpu().double()
 
 
-def _size(x: Tensor) -> str:
+def size_text(x: Tensor) -> str:
     return f"{x.shape[-1]}x{x.shape[-2]}"
 
 

@@ -1,0 +1,24 @@
+"""How good a restored image is, and how often a search finds the right reference.
+
+psnr, ssim     nearness to the truth, in the presets of several projects       fidelity.py
+haarpsi        nearness to the truth as eyes see it, without learned weights   haarpsi.py
+niqe           naturalness of an image by itself: lower is better              niqe.py
+hit_rate       of a search
+"""
+
+from ragsr.metrics.fidelity import PRESETS, Picture, find_preset, hit_rate, psnr, ssim
+from ragsr.metrics.haarpsi import haarpsi
+from ragsr.metrics.niqe import NaturalModel, fit_niqe, niqe
+
+__all__ = [
+    "PRESETS",
+    "NaturalModel",
+    "Picture",
+    "find_preset",
+    "fit_niqe",
+    "haarpsi",
+    "hit_rate",
+    "niqe",
+    "psnr",
+    "ssim",
+]
