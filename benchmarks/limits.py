@@ -2,13 +2,14 @@
 
 read_rate    bytes per second at which a buffer of a given size is read: from the cache it fits into, or from memory
 count_rate   bits per second that xor, population count and minimum compare at best, nothing else being done
+product_rate floating-point operations per second of PyTorch's matrix product, two large square matrices
 
-On the CPU `ceilings.cpp` measures both, with as many threads as the ops use. On CUDA the first is the sum of a buffer,
-and the second is arithmetic: 16 population counts of 32 bits per clock and multiprocessor (CUDA C++ Programming Guide,
-"Arithmetic Instructions", every architecture from 8.0 to 12.0), at the highest clock the driver states.
+On the CPU `ceilings.cpp` measures the first two, with as many threads as the ops use. On CUDA the first is the sum of a
+buffer, and the second is arithmetic: 16 population counts of 32 bits per clock and multiprocessor (CUDA C++ Programming
+Guide, "Arithmetic Instructions", every architecture from 8.0 to 12.0), at the highest clock the driver states.
 
 A search that does not count bits (planes of bits, a table of all queries, tensor cores) may pass the second. It then
-says how much was won by not counting.
+says how much was won by not counting. Attention cannot pass the third: beside the products it takes exponentials.
 """
 
 import atexit
@@ -16,6 +17,8 @@ import functools
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,6 +38,40 @@ def scan_limit(device: str, queries: int, codes: int, width: int) -> tuple[float
         seconds = queries * codes * _counted_bits(device, width) / rate
         limits.append((seconds, f"counting at {rate / 1e12:.2f} Tbit/s"))
     return max(limits, default=None)
+
+
+def product_limit(device: str, operations: float, dtype: torch.dtype) -> tuple[float, str]:
+    """Seconds of so many operations at the rate of large matrix products."""
+    rate = product_rate(device, dtype)
+    return operations / rate, f"matrix products at {rate / 1e12:.2f} TFLOP/s"
+
+
+def read_limit(device: str, size: int) -> tuple[float, str] | None:
+    """Seconds of reading so many bytes once."""
+    rate = read_rate(device, size)
+    return None if rate is None else (size / rate, f"reading at {rate / 1e9:.0f} GB/s")
+
+
+@functools.cache
+def product_rate(device: str, dtype: torch.dtype) -> float:
+    """The best of ten products."""
+    n = 8192 if device == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    seconds = min(_seconds(device, lambda: a @ b) for _ in range(11))
+    return 2 * n**3 / seconds
+
+
+def _seconds(device: str, run: Callable[[], object]) -> float:
+    if device == "cpu":
+        start_time = time.perf_counter()
+        run()
+        return time.perf_counter() - start_time
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def _counted_bits(device: str, width: int) -> int:
@@ -88,15 +125,7 @@ def _program() -> str | None:
 def _read_rate_cuda(size: int) -> float:
     """The best of ten sums over a buffer of `size` bytes."""
     numbers = torch.empty(size // 4, dtype=torch.float32, device="cuda").normal_()
-    best = float("inf")
-    for _ in range(11):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        numbers.sum()
-        end.record()
-        end.synchronize()
-        best = min(best, start.elapsed_time(end) / 1e3)
-    return size / best
+    return size / min(_seconds("cuda", numbers.sum) for _ in range(11))
 
 
 def _clock_cuda() -> float | None:

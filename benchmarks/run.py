@@ -8,19 +8,23 @@
 
 Every answer is first compared with the plain form, and the peers' answers with ours: what is wrong is not timed. The
 contestants of a case take turns, each for its share of the time, with the same number of threads. The table shows
-medians with the 20th and 80th percentile, work per second, the share of the limit where one is known, and how many
-times longer each contestant takes. On CUDA, times are those between two events on the stream, with a cold L2 cache; the
-kernel is also timed in a CUDA graph, with a warm one. A peer that is not installed is left out, and named.
+medians with the 20th and 80th percentile, work per second, the share of the limit where one is known, the memory that
+PyTorch's tensors take at most beyond the arguments, and how many times longer each contestant takes. On CUDA, times are
+those between two events on the stream, with a cold L2 cache; the kernel is also timed in a CUDA graph, with a warm one.
+A peer that is not installed is left out, and named.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would report that it starts and stops
 
 import torch
 from cases import Case, LeftOut, Part, families
@@ -29,7 +33,7 @@ from torch.utils._pytree import tree_map
 import ragsr.ops  # noqa: F401  defines the ops
 from ragsr.env import owner, provenance
 from ragsr.ops._library import PLAIN_FORMS
-from ragsr.testing import assert_matches_plain
+from ragsr.testing import assert_matches_plain, peak_bytes
 
 TURN = 0.02  # seconds that a contestant is called for before the next one has its turn
 ROUNDS = 3  # at least, however long they take
@@ -106,6 +110,7 @@ def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
     row["scaled"] = {name: run.scale for name, run in runs.items() if isinstance(run, Part)}
     row |= {"per_second": case.work / median["kernel"], "unit": case.unit, "missing": missing}
     row["limit"] = {"us": limit[0] * 1e6, "why": limit[1], "reached": limit[0] / median["kernel"]} if limit else None
+    row["peak_mib"] = {name: round(peak_bytes(run, device) / 2**20, 2) for name, run in runs.items()}
     row["times"] = {name: value / median["kernel"] for name, value in median.items() if name != "kernel"}
     if device == "cuda" and not row["owner"].startswith("plain"):  # plain forms may wait for the device
         row["graph_us"] = graph_us(runs["kernel"])
@@ -251,6 +256,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def rate_of(row: dict[str, Any]) -> str:
+    if row["unit"] == "FLOP":
+        return f"{row['per_second'] / 1e12:7.3f} TFLOP/s"
+    return f"{row['per_second'] / 1e9:7.2f} G {row['unit']}/s"
+
+
 def line(row: dict[str, Any]) -> str:
     low, middle, high = row["us"]["kernel"]
     limit = row["limit"]
@@ -259,7 +270,7 @@ def line(row: dict[str, Any]) -> str:
     graph = [f"in a graph {row['graph_us']} µs"] if "graph_us" in row else []
     return (
         f"{row['op']:<17} {row['case']:<45} {row['owner']:<8} {middle:>10.1f} µs [{low:.1f}, {high:.1f}]  "
-        f"{row['per_second'] / 1e9:7.2f} G {row['unit']}/s  {reached}  "
+        f"{rate_of(row)}  {reached}  at most {row['peak_mib']['kernel']:g} MiB  "
         + ", ".join([*compared, *graph, *row["missing"]])
     )
 

@@ -4,6 +4,7 @@ The plain form is run in float64 on the same values, so the tolerance is the err
 in one table, each with its reason.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,22 @@ def assert_matches_plain(op: str, *args: Any, tolerance: tuple[float, float] | N
             torch.testing.assert_close(got.double(), want.double(), rtol=relative, atol=absolute)
         else:
             torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def peak_bytes(run: Callable[[], Any], device: str = "cpu") -> int:
+    """The most bytes of tensors that PyTorch held at once during `run()`, beyond those that were there before."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(held, default=0)
 
 
 def strided(x: Tensor) -> Tensor:
@@ -108,27 +125,6 @@ def _attention_heads() -> list[tuple[Any, ...]]:
         *(one(1, 2, 17, 8, [5, 9], 0.3, align, mode) for align in (True, False) for mode in MODES),
         (*(strided(x) for x in tensors), lengths),
         (*(torch.randn(2, 6, 2, 8).transpose(1, 2) for _ in range(3)), shared, shared, torch.rand(2, 1, 6)),
-    ]
-
-
-def _attention_results() -> list[tuple[Any, ...]]:
-    def one(b: int, h: int, n: int, d: int, r: int, align: bool) -> tuple[Any, ...]:
-        gate = torch.rand(b, r, n) / max(1, r)
-        gate[: b // 2] = 0
-        return (
-            torch.randn(b, h, n, d),
-            torch.randn(b, h, n, d),
-            [torch.randn(b, h, n, d) for _ in range(r)],
-            gate,
-            align,
-        )
-
-    sizes = [(1, 1, 1, 8, 1), (2, 3, 63, 40, 1), (3, 2, 200, 7, 3), (0, 2, 4, 8, 1), (2, 1, 9, 8, 0)]
-    pattern, own, others, gate, align = one(2, 2, 70, 5, 2, True)
-    pattern = pattern.transpose(1, 2).contiguous().transpose(1, 2)
-    return [
-        *(one(*size, align=align) for size in sizes for align in (True, False)),
-        (pattern, strided(own), [strided(x) for x in others], strided(gate), align),
     ]
 
 
@@ -232,7 +228,6 @@ INPUTS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
         [(torch.randn(*b, n, c), torch.randn(*b, m, c) + 1) for b, n, m, c in SIZES_ADAIN]
         + [(strided(torch.randn(2, 9, 5)), strided(torch.randn(2, 4, 5)))]
     ),
-    "blend_attention": _attention_results,
     "correlation_topk": lambda: (
         [(a, b, 1 + i % 3, 3, 1, 1e-12) for i, (a, b) in enumerate(_match_maps())]
         + [(torch.randn(2, 4, 9, 6), torch.randn(2, 4, 5, 11), 2, patch, 0, 1e-5) for patch in (1, 2, 5)]

@@ -27,7 +27,7 @@ BELOW = {
     "search": {"ops", "_index"},
     "gallery": {"search", "codes", "image", "ops"},
     "models": {"ops"},
-    "pipelines": {"models", "gallery", "image", "tiling", "metrics", "codes"},
+    "pipelines": {"models", "gallery", "image", "tiling", "metrics", "codes", "colour"},
     "evaluation": {"pipelines", "gallery", "codes", "search", "metrics", "image", "sheet", "models", "env"},
     "training": {"models", "image", "metrics", "sheet", "env"},
     "env": {"ops", "kernels", "_index"},

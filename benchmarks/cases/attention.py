@@ -1,7 +1,8 @@
 """Separate attention and its gate at the sizes of real decoders, beside what one would write without us.
 
 A decoder self-attention sees [target, source] twice (with and without the prompt): 2 rows of N tokens, H heads. Work is
-counted in FLOP, 4 · D per query, key and head, so the table's "G FLOP/s" divided by 1000 are TFLOP/s.
+counted in FLOP, 4 · D per query, key and head; the limit is what large matrix products reach on the device. A gate has
+to read its features once.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from limits import product_limit, read_limit
 from torch import Tensor
 from torch.nn import attention as backends
 from torch.nn import functional as F
@@ -161,7 +163,10 @@ def attention(batch: int, heads: int, tokens: int, head_dim: int, references: in
 
     name = f"{batch} x {heads} heads of {head_dim}, {tokens} tokens" + (f", {references} references" * (references > 1))
     work = 4.0 * head_dim * tokens * tokens * (1 + references) * batch * heads
-    return Case("separate_attention", name, make, work, "FLOP", PEERS if references == 1 else {})
+    peers = PEERS if references == 1 else {}
+    return Case(
+        "separate_attention", name, make, work, "FLOP", peers, limit=lambda device: product_limit(device, work, dtype())
+    )
 
 
 def gate(batch: int, tokens: int, channels: int) -> Case:
@@ -170,7 +175,11 @@ def gate(batch: int, tokens: int, channels: int) -> Case:
         return tuple(x.transpose(1, 2) for x in maps)
 
     name = f"{batch} x {tokens} tokens of {channels} channels"
-    return Case("cosine_gate", name, make, 2.0 * batch * tokens * channels, "features", {"the matrix": materialised})
+    features = 2 * batch * tokens * channels
+    return Case(
+        *("cosine_gate", name, make, float(features), "features", {"the matrix": materialised}),
+        limit=lambda device: read_limit(device, features * dtype().itemsize),
+    )
 
 
 ON_GPU = [

@@ -34,11 +34,21 @@ class TileMoments {
   std::vector<ChannelMoments<W>> moments_;
 };
 
-// x(matrix, tile, room) and style(matrix, tile, room) give the rows of a tile, write(matrix, token, row) takes a row.
+// out = (x − from) · factor + to
+template <class W>
+void move_row(const W* x, const W* from, const W* factor, const W* to, int64_t channels, W* out) {
+  using L = Lanes<W>;
+  int64_t c = 0;
+  for (; c + L::count <= channels; c += L::count)
+    L::store(out + c, (L::load(x + c) - L::load(from + c)) * L::load(factor + c) + L::load(to + c));
+  for (; c < channels; ++c) out[c] = (x[c] - from[c]) * factor[c] + to[c];
+}
+
+// x(matrix, tile, room) and style(matrix, tile, room) give the rows of a tile, out(matrix) where the result goes.
 // `parallel(tasks, body)` calls body(begin, end) for parts of [0, tasks).
-template <class W, class X, class Style, class Write, class Parallel>
+template <class W, class X, class Style, class Out, class Parallel>
 void align(int64_t matrices, int64_t tokens, int64_t style_tokens, int64_t channels, const X& x, const Style& style,
-           const Write& write, const Parallel& parallel) {
+           const Out& out, const Parallel& parallel) {
   const int64_t tiles = tiles_of(tokens), style_tiles = tiles_of(style_tokens);
   TileMoments<W> found(matrices, tiles, channels), wanted(matrices, style_tiles, channels);
   const auto room = [&](int64_t rows) { return std::vector<W>(static_cast<size_t>(rows * channels)); };
@@ -58,14 +68,15 @@ void align(int64_t matrices, int64_t tokens, int64_t style_tokens, int64_t chann
     wanted.join_tiles(matrix);
   }
   parallel(matrices * tiles, [&](int64_t begin, int64_t end) {
-    std::vector<W> rows = room(kTileTokens), factor = room(1), out = room(1);
+    std::vector<W> rows = room(kTileTokens), factor = room(1), row = room(1);
     for (int64_t i = begin; i < end; ++i) {
       const ChannelMoments<W>&from = found.of(i / tiles, 0), &to = wanted.of(i / tiles, 0);
       for (int64_t c = 0; c < channels; ++c) factor[c] = deviation(to, c) / deviation(from, c);
       const TileRows<W> tile = x(i / tiles, i % tiles, rows.data());
+      const auto target = out(i / tiles);
       for (int64_t j = 0; j < tile.count; ++j) {
-        for (int64_t c = 0; c < channels; ++c) out[c] = (tile[j][c] - from.mean[c]) * factor[c] + to.mean[c];
-        write(i / tiles, i % tiles * kTileTokens + j, out.data());
+        move_row(tile[j], from.mean, factor.data(), to.mean, channels, row.data());
+        write_row(target, i % tiles * kTileTokens + j, row.data());
       }
     }
   });

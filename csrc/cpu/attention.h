@@ -1,4 +1,4 @@
-// (1 − Σ_r g_r) · O_own + Σ_r g_r · O_r over a tile of tokens; free of torch.
+// Σ_r g_r · O_r beside (1 − Σ_r g_r) · O_own, a tile of tokens and one reference at a time; free of torch.
 #pragma once
 
 #include <cstdint>
@@ -25,24 +25,35 @@ bool any_open(const Gates<G>& gates) {
   return false;
 }
 
-// sum [count, channels] = (1 − Σ_r g_r) · own
+// 1 − Σ_r g_r
 template <class W, class G>
-void start_blend(const TileRows<W>& own, const Gates<G>& gates, int64_t tile, int64_t channels, W* sum) {
+W own_share(const Gates<G>& gates, int64_t token) {
+  W total = 0;
+  for (int64_t r = 0; r < gates.references; ++r) total += static_cast<W>(gates.at(r, token));
+  return 1 - total;
+}
+
+// The rows of a tile as the first reference finds them: fused = (1 − Σ_r g_r) · own + g_0 · other
+template <class W, class G>
+void start_blend(const TileRows<W>& own, const TileRows<W>& other, const Gates<G>& gates, int64_t tile,
+                 const Tokens<W>& fused) {
   for (int64_t i = 0; i < own.count; ++i) {
-    W total = 0;
-    for (int64_t r = 0; r < gates.references; ++r) total += static_cast<W>(gates.at(r, tile * kTileTokens + i));
-    const W weight = 1 - total;
-    for (int64_t c = 0; c < channels; ++c) sum[i * channels + c] = weight * own[i][c];
+    const int64_t token = tile * kTileTokens + i;
+    const W kept = own_share<W>(gates, token), taken = static_cast<W>(gates.at(0, token));
+    const W *a = own[i], *b = other[i];
+    each_channel(fused, token, [=](W& to, int64_t c) { to = kept * a[c] + taken * b[c]; });
   }
 }
 
-// sum += g_r · other
+// What every further reference adds: fused += g_r · other
 template <class W, class G>
-void add_reference(const TileRows<W>& other, const Gates<G>& gates, int64_t reference, int64_t tile, int64_t channels,
-                   W* sum) {
+void add_reference(const TileRows<W>& other, const Gates<G>& gates, int64_t reference, int64_t tile,
+                   const Tokens<W>& fused) {
   for (int64_t i = 0; i < other.count; ++i) {
-    const auto weight = static_cast<W>(gates.at(reference, tile * kTileTokens + i));
-    for (int64_t c = 0; c < channels; ++c) sum[i * channels + c] += weight * other[i][c];
+    const int64_t token = tile * kTileTokens + i;
+    const W taken = static_cast<W>(gates.at(reference, token));
+    const W* b = other[i];
+    each_channel(fused, token, [=](W& to, int64_t c) { to += taken * b[c]; });
   }
 }
 

@@ -90,12 +90,13 @@ Tensor adain(const Tensor& x, const Tensor& style) {
     const auto from = static_cast<const T*>(x.const_data_ptr());
     const auto like = static_cast<const T*>(style.const_data_ptr());
     const auto to = static_cast<T*>(out.mutable_data_ptr());
-    align<Wide<T>>(
-        matrices_of(x), x.size(d - 2), style.size(d - 2), x.size(d - 1),
-        [&](int64_t i, int64_t tile, Wide<T>* room) { return read_tile(matrix(x, from, i), tile, room); },
-        [&](int64_t i, int64_t tile, Wide<T>* room) { return read_tile(matrix(style, like, i), tile, room); },
-        [&](int64_t i, int64_t token, const Wide<T>* row) { write_row(matrix(out, to, i), token, row); },
-        parallel_tasks);
+    const int64_t tokens = x.size(d - 2), all = matrices_of(x), step = matrices_at_once(tokens * x.size(d - 1));
+    for (int64_t first = 0; first < all; first += step)
+      align<Wide<T>>(
+          std::min(step, all - first), tokens, style.size(d - 2), x.size(d - 1),
+          [&](int64_t i, int64_t tile, Wide<T>* room) { return read_tile(matrix(x, from, first + i), tile, room); },
+          [&](int64_t i, int64_t tile, Wide<T>* room) { return read_tile(matrix(style, like, first + i), tile, room); },
+          [&](int64_t i) { return matrix(out, to, first + i); }, parallel_tasks);
   });
   return out;
 }

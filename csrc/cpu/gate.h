@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "lanes.h"
 #include "sums.h"
 #include "tokens.h"
 
@@ -38,6 +39,8 @@ void stretch(W* m, int64_t n) {
 
 // ---------------------------------------------------------------- moments
 
+constexpr int64_t kTogether = 4;
+
 // Of every channel: the mean and the sum of squared deviations from it. Tiles are measured around their own first row
 // and joined by Chan's rule, which keeps its digits when the mean is far larger than the deviation.
 template <class W>
@@ -47,19 +50,40 @@ struct ChannelMoments {
   W* squares;
 };
 
+// Of kTogether vectors of channels from `first`, whose sums stay in registers.
+template <class W>
+void measure_together(const TileRows<W>& tile, int64_t first, W* mean, W* squares) {
+  using L = Lanes<W>;
+  typename L::Vector origin[kTogether], sum[kTogether] = {}, square[kTogether] = {};
+  for (int64_t j = 0; j < kTogether; ++j) origin[j] = L::load(tile[0] + first + j * L::count);
+  for (int64_t i = 1; i < tile.count; ++i)
+    for (int64_t j = 0; j < kTogether; ++j) sum[j] += L::load(tile[i] + first + j * L::count) - origin[j];
+  for (int64_t j = 0; j < kTogether; ++j) origin[j] += sum[j] / static_cast<W>(tile.count);
+  for (int64_t i = 0; i < tile.count; ++i)
+    for (int64_t j = 0; j < kTogether; ++j) {
+      const typename L::Vector away = L::load(tile[i] + first + j * L::count) - origin[j];
+      square[j] += away * away;
+    }
+  for (int64_t j = 0; j < kTogether; ++j) L::store(mean + first + j * L::count, origin[j]);
+  for (int64_t j = 0; j < kTogether; ++j) L::store(squares + first + j * L::count, square[j]);
+}
+
+template <class W>
+void measure_channel(const TileRows<W>& tile, int64_t c, W* mean, W* squares) {
+  W sum = 0, square = 0;
+  for (int64_t i = 1; i < tile.count; ++i) sum += tile[i][c] - tile[0][c];
+  mean[c] = tile[0][c] + sum / static_cast<W>(tile.count);
+  for (int64_t i = 0; i < tile.count; ++i) square += (tile[i][c] - mean[c]) * (tile[i][c] - mean[c]);
+  squares[c] = square;
+}
+
 template <class W>
 void measure(const TileRows<W>& tile, int64_t channels, ChannelMoments<W>& to) {
+  constexpr int64_t kWidth = kTogether * Lanes<W>::count;
   to.count = tile.count;
-  std::fill_n(to.mean, channels, W(0));
-  std::fill_n(to.squares, channels, W(0));
-  const W* origin = tile[0];
-  for (int64_t i = 1; i < tile.count; ++i)
-    for (int64_t c = 0; c < channels; ++c) to.mean[c] += tile[i][c] - origin[c];
-  for (int64_t c = 0; c < channels; ++c) to.mean[c] = origin[c] + to.mean[c] / static_cast<W>(tile.count);
-  for (int64_t i = 0; i < tile.count; ++i) {
-    const W* x = tile[i];
-    for (int64_t c = 0; c < channels; ++c) to.squares[c] += (x[c] - to.mean[c]) * (x[c] - to.mean[c]);
-  }
+  int64_t c = 0;
+  for (; c + kWidth <= channels; c += kWidth) measure_together(tile, c, to.mean, to.squares);
+  for (; c < channels; ++c) measure_channel(tile, c, to.mean, to.squares);
 }
 
 template <class W>

@@ -1,6 +1,7 @@
 // Tensors [..., tokens, channels] as matrices of any strides: the few lines between stable.h and tokens.h.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 
 #include "../stable.h"
@@ -38,6 +39,12 @@ Tokens<T> matrix(const Tensor& x, T* data, int64_t index) {
 
 inline void parallel_tasks(int64_t tasks, const std::function<void(int64_t, int64_t)>& body) {
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { body(begin, end); });
+}
+
+// So many that every thread has enough to do, and not more: a later pass should find them in the cache still.
+inline int64_t matrices_at_once(int64_t elements) {
+  constexpr int64_t kPerThread = 1 << 16;  // of a matrix: 256 KB of float
+  return std::max<int64_t>(1, kPerThread * torch::stable::get_num_threads() / std::max<int64_t>(1, elements));
 }
 
 }  // namespace ragsr

@@ -52,6 +52,17 @@ TileRows<Wide<T>> read_tile(const Tokens<const T>& x, int64_t tile, Wide<T>* roo
   return {room, count, channels};
 }
 
+// f(element, channel) for every channel of a token, in a loop of its own where they lie densely: that one takes vectors.
+template <class T, class F>
+void each_channel(const Tokens<T>& x, int64_t token, const F& f) {
+  T* row = x.data + token * x.token_stride;
+  if (x.channel_stride == 1) {
+    for (int64_t c = 0; c < x.channels; ++c) f(row[c], c);
+  } else {
+    for (int64_t c = 0; c < x.channels; ++c) f(row[c * x.channel_stride], c);
+  }
+}
+
 template <class T>
 void write_row(const Tokens<T>& out, int64_t token, const Wide<T>* row) {
   narrow(row, out.channels, out.data + token * out.token_stride, out.channel_stride);

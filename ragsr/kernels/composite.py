@@ -159,4 +159,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:  # [B, H, N
 
         tokens_first = (x.transpose(1, 2) for x in (q, k, v))
         return memory_efficient_attention(*tokens_first, scale=scale).transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    with torch.autocast(q.device.type, enabled=False):  # in the dtype of q, whatever surrounds the op
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)

@@ -4,6 +4,7 @@ Each is defined by its plain PyTorch form in the module of its family, and owned
 there is one; `ragsr env` shows by which. `RAGSR_PLAIN=1` takes the plain forms.
 """
 
+from ragsr.ops import attention_backward  # noqa: F401  defines the op that the next one's autograd calls
 from ragsr.ops.attention import separate_attention
 from ragsr.ops.attention_affine import fold_into_linear, separate_attention_affine
 from ragsr.ops.cosine import cosine_topk

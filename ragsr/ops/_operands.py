@@ -1,16 +1,23 @@
 """What the float ops share: the precision they compute in, the layout of results, the checks on operands."""
 
+import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DEBUG = os.environ.get("RAGSR_DEBUG", "0") not in ("", "0")  # also look at values, which waits for the device
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What ops compute in: float32 for the half types, float32 and float64 for themselves."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def wide(x: Tensor) -> Tensor:
-    """`x` in the precision ops compute in: float32 for the half types, its own for float32 and float64."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    """`x` in the precision ops compute in."""
+    return x.to(wide_dtype(x.dtype))
 
 
 def like(result: Tensor, pattern: Tensor) -> Tensor:
@@ -51,3 +58,14 @@ def check_gate(op: str, gate: Tensor, pattern: Tensor) -> None:
         raise ValueError(
             f"{op}: gate is on {gate.device} and the features on {pattern.device}; move them to one device"
         )
+
+
+def check_values(op: str, *, gate: Tensor | None = None, **operands: Tensor | None) -> None:
+    """What only `RAGSR_DEBUG=1` looks at, because it makes the device answer: NaN anywhere, a gate outside [0, 1]."""
+    if not DEBUG or torch.compiler.is_compiling():
+        return
+    for name, x in (*operands.items(), ("gate", gate)):
+        if x is not None and x.isnan().any():
+            raise ValueError(f"{op}: {name} holds NaN; find the layer that made it")
+    if gate is not None and gate.numel() and (gate.min() < 0 or gate.max() > 1):
+        raise ValueError(f"{op}: gate lies in [{gate.min().item():g}, {gate.max().item():g}]; it must lie in [0, 1]")

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ragsr.ops._library import claim, define
-from ragsr.ops._operands import like, reference_lengths, wide
-from ragsr.ops.attention import attend, blend, check_separate_attention, references
+from ragsr.ops._operands import check_values, like, reference_lengths, wide
+from ragsr.ops.attention import attend, blend, check_separate_attention, looks, references
 from ragsr.ops.gate import moments
 
 # ------------------------------------------------------------------ public names
@@ -43,6 +43,7 @@ def separate_attention_affine(
     refused. Raises `ValueError` and `TypeError` as `separate_attention` does.
     """
     check_separate_attention(q, k, v, k_ref, v_ref, gate, ref_lengths, "separate")
+    check_values("separate_attention_affine", q=q, k=k, v=v, k_ref=k_ref, v_ref=v_ref, gate=gate)
     out, gain, shift = torch.ops.ragsr.separate_attention_affine(q, k, v, k_ref, v_ref, gate, ref_lengths, scale)
     return out, gain, shift
 
@@ -88,10 +89,11 @@ def separate_attention_affine_plain(
     own = attend(q, k, v, scale)
     fused = blend(own, (attend(q, *ref, scale) for ref in references(k_ref, v_ref, ref_lengths)), gate)
     (mean, std), (own_mean, own_std) = moments(fused), moments(wide(own))
-    used = (gate != 0).flatten(1).any(dim=1)[:, None, None]  # [B, 1, 1]
+    used = looks(gate)
     gain = (own_std / std).squeeze(2)
     shift = own_mean.squeeze(2) - gain * mean.squeeze(2)
-    return like(fused, q), torch.where(used, gain, 1.0), torch.where(used, shift, 0.0)
+    out = torch.where(used, fused.to(own.dtype), own)
+    return like(out, q), torch.where(used[..., 0], gain, 1.0), torch.where(used[..., 0], shift, 0.0)
 
 
 # ------------------------------------------------------------------ fake, autograd and registration

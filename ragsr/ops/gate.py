@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ragsr.ops._library import claim, define
-from ragsr.ops._operands import check_gate, check_operands, like, reference_lengths, wide
+from ragsr.ops._operands import check_gate, check_operands, check_values, like, reference_lengths, wide
 from ragsr.ops.cosine import EPS, unit
 
 FLAT = 1e-6  # a similarity map with no wider range says nothing
@@ -37,9 +37,11 @@ def cosine_gate(
 
     `ref_lengths` [M_1, …, M_R] splits the tokens of `h_ref` into references (default: one). Any floating dtype,
     computed in float32; float64 is computed and returned in float64. Views such as `x.flatten(2).transpose(1, 2)` are
-    taken as they are. Differentiable in both. Raises `ValueError` for wrong shapes, `TypeError` for wrong dtypes.
+    taken as they are. Differentiable in both. Raises `ValueError` for wrong shapes, `TypeError` for wrong dtypes; with
+    `RAGSR_DEBUG=1` this op and the two below also refuse NaN.
     """
     check_cosine_gate(h, h_ref, ref_lengths)
+    check_values("cosine_gate", h=h, h_ref=h_ref)
     return torch.ops.ragsr.cosine_gate(h, h_ref, ref_lengths)
 
 
@@ -53,6 +55,7 @@ def adain(
     mean of the style. Statistics in float32 for the half types. Differentiable in both.
     """
     check_adain(x, style)
+    check_values("adain", x=x, style=style)
     return torch.ops.ragsr.adain(x, style)
 
 
@@ -66,6 +69,7 @@ def gated_blend(
     Computed in float32 for the half types. Differentiable in all three.
     """
     check_gated_blend(own, ref, gate)
+    check_values("gated_blend", own=own, ref=ref, gate=gate)
     return torch.ops.ragsr.gated_blend(own, ref, gate)
 
 

@@ -131,6 +131,20 @@ def test_golden_injection(case: Case, monkeypatch):
     torch.testing.assert_close(out, case.tensors["out"][own], rtol=0, atol=case.config["atol_per_output"]["out"])
 
 
+@pytest.mark.parametrize("owner", ["fused", "composite"], indirect=True)
+@pytest.mark.skipif(DEVICE == "cuda", reason="recorded in float32, which the fused kernel has in the interpreter alone")
+def test_golden_injection_of_supir(owner):
+    """A whole attention module, its smallest case: 35 tokens, three heads of 40."""
+    case = min(golden_cases("refir_injection_supir"), key=lambda c: c.tensors["hidden_states"].numel())
+    weights, x, own, ref = case.weights(), case.tensors["hidden_states"], slice(0, None, 2), slice(1, None, 2)
+    heads = case.config["heads"], -1
+    q, k, v = (F.linear(x, weights[f"to_{p}.weight"]).unflatten(2, heads).transpose(1, 2) for p in "qkv")
+    gate = case.config["scale_s"] * case.tensors["mask"].flatten(2)
+    out = run(q[own], k[own], v[own], k[ref], v[ref], gate).transpose(1, 2).flatten(2)
+    out = F.linear(out, weights["to_out.0.weight"], weights["to_out.0.bias"])
+    torch.testing.assert_close(out, case.tensors["out"][own], rtol=0, atol=case.config["atol_per_output"]["out"])
+
+
 # ------------------------------------------------------------------ bits
 
 

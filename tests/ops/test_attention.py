@@ -1,7 +1,9 @@
+import functools
+from typing import Any
+
 import pytest
 import torch
 from contract import (
-    LargestTensor,
     assert_compiles,
     assert_gradients,
     assert_opcheck,
@@ -11,9 +13,13 @@ from contract import (
 from golden import Case, golden_cases
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from ragsr.ops import adain, attention, separate_attention
-from ragsr.testing import assert_matches_plain, inputs
+from ragsr.ops import _operands, adain, separate_attention
+from ragsr.ops._library import PLAIN_FORMS
+from ragsr.ops._operands import wide
+from ragsr.ops.attention_affine import separate_attention_affine
+from ragsr.testing import TOLERANCES, assert_matches_plain, inputs, peak_bytes, strided
 
 
 @pytest.mark.parametrize("contract", [assert_precise, assert_opcheck, assert_gradients])
@@ -21,9 +27,62 @@ def test_contract(contract):
     contract("separate_attention")
 
 
-def test_contract_of_what_follows_the_matrix_products():
-    assert_precise("blend_attention")
-    assert_opcheck("blend_attention", differentiable=False)
+def results(b: int, h: int, n: int, d: int, references: int) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Attention to own tokens and to each reference, and gates of which every second image has none open."""
+    gate = torch.rand(b, references, n) / references
+    gate[: b // 2] = 0
+    return torch.randn(b, h, n, d), list(torch.randn(references, b, h, n, d)), gate
+
+
+KERNELS = torch.ops.ragsr.blend_reference, torch.ops.ragsr.finish_attention
+PLAIN = PLAIN_FORMS["blend_reference"], PLAIN_FORMS["finish_attention"]
+
+
+def blended(steps: tuple[Any, Any], own: Tensor, others: list[Tensor], gate: Tensor, align: bool) -> Tensor:
+    """One reference after the other into memory that is poisoned before."""
+    blend, finish = steps
+    fused = torch.full_like(own, float("nan"), dtype=wide(own).dtype)
+    for r, other in enumerate(others[:-1]):
+        blend(fused, own, other, gate, r)
+    out = fused if own.dtype == fused.dtype else torch.full_like(own, float("nan"))
+    finish(out, fused, own, others[-1], gate, align)
+    return out
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("align", [True, False])
+def test_what_follows_the_matrix_products(dtype, align):
+    relative, absolute = TOLERANCES[dtype]
+    for sizes in [(1, 1, 1, 8, 1), (2, 3, 63, 40, 1), (3, 2, 200, 7, 3), (0, 2, 4, 8, 1), (2, 2, 130, 21, 2)]:
+        own, others, gate = results(*sizes)
+        own, others = own.to(dtype), [x.to(dtype) for x in others]
+        wanted = blended(PLAIN, own.double(), [x.double() for x in others], gate.double(), align)
+        heads_last = own.transpose(1, 2).contiguous().transpose(1, 2)
+        for layout in (own, heads_last, strided(own)):
+            for shares in (gate, strided(gate)):
+                found = blended(KERNELS, layout, [strided(x) for x in others], shares, align)
+                torch.testing.assert_close(found.double(), wanted, rtol=relative, atol=absolute)
+                assert torch.equal(found[: sizes[0] // 2], own[: sizes[0] // 2])
+
+
+def test_number_of_threads_changes_no_bit_of_what_follows():
+    args, threads, found = results(3, 2, 200, 7, 3), torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.append(blended(KERNELS, *args, align=True))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_steps_keep_to_their_schemas():
+    own, others, gate = results(2, 2, 9, 8, 2)
+    fused = torch.empty_like(own)
+    torch.library.opcheck(torch.ops.ragsr.blend_reference.default, (fused, own, others[0], gate, 0))
+    out = torch.empty_like(own)
+    torch.library.opcheck(torch.ops.ragsr.finish_attention.default, (out, fused, own, others[1], gate, True))
 
 
 def test_interleaved_batch_is_read_in_place():
@@ -167,22 +226,69 @@ def test_gradient_of_the_gate_starts_at_zero_too():
     )
 
 
-@pytest.mark.parametrize("refs", [0, 1])
-def test_blocks_do_not_change_the_gradients(monkeypatch, refs):
-    args = [x.requires_grad_() for x in example(refs=refs)]
-    whole = gradients(separate_attention, args)
-    monkeypatch.setattr(attention, "BLOCK", 2 * 3 * 13 * 3)
-    torch.testing.assert_close(gradients(separate_attention, args), whole)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_does_not_grow_with_the_references(dtype):
+    """It holds the own attention, one reference's and the blend, and no weights [N, M]."""
+    peaks, tokens = {}, 700
+    for refs in (1, 2, 4):
+        q, k, v = torch.randn(3, 1, tokens, 2, 16, dtype=dtype).transpose(2, 3).unbind()
+        k_ref, v_ref = torch.randn(2, 1, tokens * refs, 2, 16, dtype=dtype).transpose(2, 3).unbind()
+        args = q, k, v, k_ref, v_ref, torch.rand(1, refs, tokens) / refs, [tokens] * refs
+        separate_attention(*args)
+        peaks[refs] = peak_bytes(functools.partial(separate_attention, *args))
+    assert 2 * q.numel() * q.element_size() < peaks[1] < tokens * tokens * q.element_size()
+    assert peaks[1] == peaks[2] == peaks[4]
 
 
-def test_never_stores_the_attention_weights(monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK", 700 * 20)
-    q, k, v, k_ref, v_ref = (x.transpose(2, 3) for x in torch.randn(5, 1, 1, 8, 700).unbind())
-    gate = torch.rand(1, 1, 700)
-    with LargestTensor() as largest:
-        attention.separate_attention_plain(q, k, v, k_ref, v_ref, gate)
-        attention.separate_attention_backward_plain(q, q, k, v, k_ref, v_ref, gate, None, None, True, "separate")
-    assert largest.numel < 700 * 700 / 10
+def test_memory_of_the_gradient_grows_with_the_tokens_alone():
+    def peak(tokens: int) -> int:
+        args = [x.requires_grad_() for x in torch.randn(5, 1, 1, tokens, 8).unbind()]
+        gate = torch.rand(1, 1, tokens, requires_grad=True)
+        return peak_bytes(lambda: gradients(separate_attention, (*args, gate)))
+
+    peak(64)
+    assert peak(4096) < 2.5 * peak(2048)
+
+
+@pytest.mark.parametrize("mode", ["separate", "concat", "replace"])
+@pytest.mark.parametrize("align", [True, False])
+def test_gradients_are_those_of_the_formula(mode, align):
+    """Against PyTorch's gradients of soft-maxes written out; every input, several references of different lengths."""
+
+    def formula(q, k, v, k_ref, v_ref, gate):
+        if mode == "concat":
+            return naive(q, torch.cat((k, k_ref), 2), torch.cat((v, v_ref), 2), 0.4)
+        if mode == "replace":
+            return naive(q, k_ref, v_ref, 0.4)
+        own, parts = naive(q, k, v, 0.4), zip(k_ref.split([5, 9], 2), v_ref.split([5, 9], 2), strict=True)
+        shares = gate[:, :, None, :, None].unbind(1)
+        out = (1 - sum(shares)) * own
+        out = out + sum(share * naive(q, *ref, 0.4) for share, ref in zip(shares, parts, strict=True))
+        if not align:
+            return out
+        std, wanted = ((x.var(2, keepdim=True) + 1e-5).sqrt() for x in (out, own))
+        return (out - out.mean(2, keepdim=True)) / std * wanted + own.mean(2, keepdim=True)
+
+    args = [x.requires_grad_() for x in example()]
+    found = gradients(lambda *x: separate_attention(*x, [5, 9], scale=0.4, align=align, mode=mode), args)
+    torch.testing.assert_close(found, gradients(formula, args))
+    assert mode != "separate" or found[-1].abs().min() > 0
+
+
+def test_gradients_below_a_mode_of_the_dispatcher():
+    """Such as this counter's, which switches autograd off for whoever runs below it."""
+    args = [x.requires_grad_() for x in example()]
+    wanted = gradients(separate_attention, (*args, [5, 9]))
+    with FlopCounterMode(display=False):
+        assert all(map(torch.equal, gradients(separate_attention, (*args, [5, 9])), wanted))
+
+
+def test_autocast_does_not_reach_inside():
+    args = [x.requires_grad_() for x in example(dtype=torch.float32)]
+    wanted, grads = separate_attention(*args, [5, 9]), gradients(separate_attention, (*args, [5, 9]))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(separate_attention(*args, [5, 9]), wanted)
+        torch.testing.assert_close(gradients(separate_attention, (*args, [5, 9])), grads, rtol=0, atol=0)
 
 
 def test_result_lies_like_the_queries():
@@ -228,8 +334,11 @@ def test_errors(change, error, match):
 
 def test_debug_looks_at_values(monkeypatch):
     separate_attention(Q, Q, Q, Q, Q, GATE + 2)
-    monkeypatch.setattr(attention, "DEBUG", True)
+    monkeypatch.setattr(_operands, "DEBUG", True)
     with pytest.raises(ValueError, match=r"gate lies in \[2, 2\]"):
         separate_attention(Q, Q, Q, Q, Q, GATE + 2)
     with pytest.raises(ValueError, match="v holds NaN"):
         separate_attention(Q, Q, Q * float("nan"), Q, Q, GATE)
+    with pytest.raises(ValueError, match="separate_attention_affine: k_ref holds NaN"):
+        separate_attention_affine(Q, Q, Q, Q * float("nan"), Q, GATE)
+    separate_attention(Q, Q, Q, Q, Q, GATE + 1)

@@ -1,3 +1,4 @@
+import runpy
 import shutil
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from contract import LargestTensor, assert_compiles, assert_gradients, assert_opcheck, assert_precise, run_driver
 from golden import golden_cases
 
-from ragsr.ops import adain, cosine_gate, gated_blend
+from ragsr.ops import _operands, adain, cosine_gate, gated_blend
 from ragsr.ops.gate import FLAT
 from ragsr.testing import inputs
 
@@ -22,7 +23,7 @@ def test_compiles():
     assert_compiles(gated_blend, torch.randn(2, 9), torch.randn(2, 9), torch.rand(9))
 
 
-@pytest.mark.parametrize("op", ["cosine_gate", "adain", "gated_blend", "blend_attention"])
+@pytest.mark.parametrize("op", ["cosine_gate", "adain", "gated_blend"])
 def test_number_of_threads_changes_no_bit(op):
     """Sums are taken tile by tile and joined in the order of the tiles."""
     threads = torch.get_num_threads()
@@ -41,6 +42,32 @@ def test_number_of_threads_changes_no_bit(op):
 @pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 def test_tiles_without_torch(tmp_path):
     assert "cases" in run_driver("tokens", tmp_path)
+
+
+def test_debug_looks_at_values(monkeypatch):
+    x, nan = torch.rand(1, 9, 4), torch.full((1, 9, 4), float("nan"))
+    gated_blend(x, x, x + 2)
+    monkeypatch.setattr(_operands, "DEBUG", True)
+    for call, message in (
+        (lambda: cosine_gate(x, nan), "cosine_gate: h_ref holds NaN"),
+        (lambda: adain(nan, x), "adain: x holds NaN"),
+        (lambda: gated_blend(x, nan, x), "gated_blend: ref holds NaN"),
+        (lambda: gated_blend(x, x, nan), "gated_blend: gate holds NaN"),
+        (lambda: gated_blend(x, x, 0 * x + 2), r"gated_blend: gate lies in \[2, 2\]; it must lie in \[0, 1\]"),
+        (lambda: gated_blend(x, x, -0.5 - 0 * x), r"gate lies in \[-0.5, -0.5\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    gated_blend(x, x, x)
+    adain(x, x)
+    cosine_gate(x, x)
+    torch.compile(gated_blend, fullgraph=True, backend="eager")(x, x, x + 2)  # a graph does not look
+
+
+@pytest.mark.parametrize(("value", "looks"), [("1", True), ("0", False), ("", False)])
+def test_debug_is_asked_for_by_the_environment(monkeypatch, value, looks):
+    monkeypatch.setenv("RAGSR_DEBUG", value)
+    assert runpy.run_path(_operands.__file__)["DEBUG"] is looks
 
 
 # ------------------------------------------------------------------ cosine_gate
