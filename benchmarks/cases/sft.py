@@ -1,7 +1,7 @@
 """Feature modulation at the shapes of StableSR and iRAG (SPADE, 512 px) and of SUPIR (ZeroSFT), forward and backward.
 
 A call's bytes are those of the maps that must be read or written once: x, γ, β and the result forward; the gradient, x
-and γ, and the gradients of x, γ and β backward.
+and γ, and the gradients of x and γ backward (that of β is the gradient itself).
 """
 
 from collections.abc import Callable
@@ -93,9 +93,10 @@ def backward(*shape: int, dtype: torch.dtype = torch.float32, layout: str = "") 
         args = operands(shape, dtype, layout)
         _, mean, rstd = torch.ops.ragsr.group_norm_sft_forward(*args)
         (grad,) = maps(shape, dtype, layout, 1)
-        return grad, *args, mean, rstd, None, None, None
+        wanted = True, True, False  # the gradient of β is `grad`: autograd passes it on
+        return grad, *args, mean, rstd, None, None, None, *wanted
 
-    return case("group_norm_sft_backward", "SPADE", make, shape, dtype, layout, 6, backward_peers)
+    return case("group_norm_sft_backward", "SPADE", make, shape, dtype, layout, 5, backward_peers)
 
 
 def case(

@@ -102,11 +102,16 @@ void write_sums(const Kernels<Real>& kernels, const std::vector<double>& sums, i
   kernels.narrow(rounded.data(), out.numel(), out.mutable_data_ptr());
 }
 
+// In place of a gradient that nobody asked for.
+Tensor unwanted(const Tensor& operand) { return torch::stable::new_empty(operand, {0}); }
+
 // The gradient of γ or β: written as a map and summed over what was broadcast, or, where the operand is constant over
 // the positions, made of the sums of each channel.
 class MapGradient {
  public:
-  MapGradient(Call& call, const Tensor& operand) : operand_(operand), sizes_(sizes_of(operand)) {
+  MapGradient(Call& call, const Tensor& operand, bool wanted)
+      : operand_(operand), sizes_(sizes_of(operand)), wanted_(wanted) {
+    if (!wanted) return;
     const bool spans = std::any_of(sizes_.begin() + 2, sizes_.end(), [](int64_t size) { return size != 1; });
     if (!spans && sizes_ != call.sizes) return;
     full_ = call.fresh(call.sizes);
@@ -117,6 +122,7 @@ class MapGradient {
 
   template <class Real>
   Tensor finish(const Kernels<Real>& kernels, const Call& call, const std::vector<double>& sums) const {
+    if (!wanted_) return unwanted(operand_);
     if (sizes_ == call.sizes) return rearranged(*full_, is_channels_last(operand_));
     Tensor out = arranged(operand_, sizes_, is_channels_last(operand_));
     if (!full_) {
@@ -133,6 +139,7 @@ class MapGradient {
  private:
   Tensor operand_;
   Sizes sizes_;
+  bool wanted_;
   Maybe full_;
   Map map_;
 };
@@ -141,19 +148,20 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Gradients backward(const Tensor& grad, const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias,
                    const Tensor& gamma, const Tensor& beta, const Tensor& mean, const Tensor& rstd,
-                   std::optional<std::string> activation, Maybe x2, std::optional<double> raw_mix) {
+                   std::optional<std::string> activation, Maybe x2, std::optional<double> raw_mix, bool of_x,
+                   bool of_gamma, bool of_beta) {
   Call call(x, groups, x2, weight, bias);
   const Sizes first = call.with_channels(x.size(1)), second = call.with_channels(call.sizes[1] - x.size(1));
-  Tensor dx = call.fresh(first), dx2 = call.fresh(second);
+  Tensor dx = of_x ? call.fresh(first) : unwanted(x), dx2 = of_x ? call.fresh(second) : unwanted(x);
   Tensor dweight = torch::stable::empty_like(weight), dbias = torch::stable::empty_like(bias);
-  MapGradient dgamma(call, gamma), dbeta(call, beta);
+  MapGradient dgamma(call, gamma, of_gamma), dbeta(call, beta, of_beta);
   call.operands.grad = call.map_or_constants(grad);
   call.operands.gamma = call.map_or_constants(gamma);
   call.operands.beta = call.map_or_constants(beta);
   call.operands.dgamma = dgamma.map();
   call.operands.dbeta = dbeta.map();
-  call.operands.dx = call.map(dx, first);
-  if (x2) call.operands.dx2 = call.map(dx2, second);
+  if (of_x) call.operands.dx = call.map(dx, first);
+  if (of_x && x2) call.operands.dx2 = call.map(dx2, second);
   const Tensor means = torch::stable::contiguous(mean), rstds = torch::stable::contiguous(rstd);
   const Options chosen = options(activation, raw_mix, 0);
   return with_kernels(x.scalar_type(), call.shape.channels_last, [&](const auto& kernels) -> Gradients {
@@ -161,12 +169,12 @@ Gradients backward(const Tensor& grad, const Tensor& x, int64_t groups, const Te
     work.run(torch::stable::get_num_threads(), in_parallel);
     write_sums(kernels, work.sums(kAffineZ), 1, dweight);
     write_sums(kernels, work.sums(kAffine), 1, dbias);
-    return {rearranged(dx, is_channels_last(x)),
+    return {of_x ? rearranged(dx, is_channels_last(x)) : dx,
             dweight,
             dbias,
             dgamma.finish(kernels, call, work.sums(kTAffine)),
             dbeta.finish(kernels, call, work.sums(kT)),
-            rearranged(dx2, is_channels_last(x2 ? *x2 : x))};
+            of_x ? rearranged(dx2, is_channels_last(x2 ? *x2 : x)) : dx2};
   });
 }
 

@@ -1,7 +1,7 @@
 // group_norm_sft on the CPU, forward and backward, free of torch.
 //
-//     sft_row.h       what a kernel is told about one row
-//     sft_rows.h      the arithmetic along a row, sft_vectors.h: float32 vectors, sft_targets.h: both per instruction set
+//     sft_row.h       what a kernel is told about a block of rows
+//     sft_rows.h      the arithmetic along them, sft_vectors.h: float32 vectors, sft_targets.h: both per instruction set
 //     sft_backward.h  the backward
 //
 // The maps [N, C, P] are cut into tiles that depend on the shape alone, and what is summed is summed tile by tile in
@@ -10,13 +10,15 @@
 //     contiguous      a unit is one group; a tile is some of its channels, or a part of a long one
 //     channels-last   a unit is one sample; a tile is some positions with all their channels
 //
-// Each unit is passed over twice with its groups' sums between. With more units than threads one thread does both passes
-// of a unit, so that the second finds it in the cache; else the tiles of a pass are shared among the threads.
+// Each unit is passed over twice with its groups' sums between, the second time from its end: what was read last is
+// nearest. With more units than threads one thread does both passes of a unit, so that the second finds it in the cache;
+// else the tiles of a pass are shared among the threads.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "sft_row.h"
@@ -93,25 +95,27 @@ void two_passes(const Tiling& tiling, Work& work, int64_t threads, const Paralle
     parallel(units, tiles * size, [&](int64_t unit) {
       for (int64_t i = 0; i < tiles; ++i) work.first(tiling.tile(unit, i));
       work.between(unit);
-      for (int64_t i = 0; i < tiles; ++i) work.second(tiling.tile(unit, i));
+      for (int64_t i = tiles; i-- > 0;) work.second(tiling.tile(unit, i));
     });
   } else {
     parallel(units * tiles, size, [&](int64_t i) { work.first(tiling.tile(i / tiles, i % tiles)); });
     parallel(units, tiles * size, [&](int64_t unit) { work.between(unit); });
-    parallel(units * tiles, size, [&](int64_t i) { work.second(tiling.tile(i / tiles, i % tiles)); });
+    parallel(units * tiles, size, [&](int64_t i) { work.second(tiling.tile(i / tiles, tiles - 1 - i % tiles)); });
   }
 }
 
-// row(channel, position, count) for the rows of a tile; none crosses the seam between x and x2.
-template <class Row>
-void for_rows(const Shape& shape, const Tile& tile, const Row& row) {
-  if (!shape.channels_last) {
-    for (int64_t c = tile.channel; c < tile.channel + tile.channels; ++c) row(c, tile.position, tile.positions);
-    return;
-  }
-  for (int64_t p = tile.position; p < tile.position + tile.positions; ++p) {
-    if (shape.first > 0) row(0, p, shape.first);
-    if (shape.channels > shape.first) row(shape.first, p, shape.channels - shape.first);
+// Rows of a tile that lie on one side of the seam between x and x2.
+struct Block {
+  int64_t channel;      // the first
+  int64_t rows, count;  // elements of a row
+};
+
+template <class F>
+void for_blocks(const Shape& shape, const Tile& tile, const F& f) {
+  const int64_t end = tile.channel + tile.channels, seam = std::clamp(shape.first, tile.channel, end);
+  for (const auto& [from, to] : {std::pair{tile.channel, seam}, std::pair{seam, end}}) {
+    if (from == to) continue;
+    shape.channels_last ? f(Block{from, tile.positions, to - from}) : f(Block{from, to - from, tile.positions});
   }
 }
 
@@ -123,17 +127,15 @@ class Rows {
       : kernels(kernels), shape(shape), operands(operands), options(options) {}
 
  protected:
-  void* at(const Map& map, const Tile& tile, int64_t c, int64_t p) const {
-    if (map.data == nullptr) return nullptr;
-    const int64_t offset = tile.sample * map.batch + c * map.channel + p * map.position;
-    return static_cast<char*>(map.data) + offset * static_cast<int64_t>(kernels.element);
-  }
-  Stream stream(const Map& map, const Tile& tile, int64_t c, int64_t p) const {
-    return {at(map, tile, c, p), shape.channels_last ? map.channel : map.position};
+  Stream stream(const Map& map, const Tile& tile, int64_t channel) const {
+    if (map.data == nullptr) return {};
+    const int64_t offset = tile.sample * map.batch + channel * map.channel + tile.position * map.position;
+    void* at = static_cast<char*>(map.data) + offset * static_cast<int64_t>(kernels.element);
+    return shape.channels_last ? Stream{at, map.channel, map.position} : Stream{at, map.position, map.channel};
   }
   // Of an operand that is split at the seam.
-  void* at(const Map& one, const Map& two, const Tile& tile, int64_t c, int64_t p) const {
-    return c < shape.first ? at(one, tile, c, p) : at(two, tile, c - shape.first, p);
+  Stream stream(const Map& one, const Map& two, const Tile& tile, int64_t channel) const {
+    return channel < shape.first ? stream(one, tile, channel) : stream(two, tile, channel - shape.first);
   }
   std::vector<Real> widened(const void* vector) const {
     std::vector<Real> wide(static_cast<size_t>(shape.channels));
@@ -169,13 +171,6 @@ struct Moments {
   }
 };
 
-template <class Real>
-double sum_of_lanes(const Real* lanes) {
-  double sum = 0;
-  for (int64_t i = 0; i < kMostLanes; ++i) sum += lanes[i];
-  return sum;
-}
-
 // ---------------------------------------------------------------- forward
 
 template <class Real>
@@ -207,18 +202,19 @@ class Forward : Rows<Real> {
   }
 
   void second(const Tile& tile) {
-    for_rows(this->shape, tile, [&](int64_t c, int64_t p, int64_t count) {
+    for_blocks(this->shape, tile, [&](const Block& block) {
       const Operands& o = this->operands;
-      const int64_t channel = tile.sample * this->shape.channels + c;
-      this->kernels.modulate({count,
-                              this->at(o.x, o.x2, tile, c, p),
-                              this->stream(o.gamma, tile, c, p),
-                              this->stream(o.beta, tile, c, p),
-                              this->at(o.residual, tile, c, p),
+      const int64_t c = block.channel, channel = tile.sample * this->shape.channels + c;
+      this->kernels.modulate({block.rows,
+                              block.count,
+                              this->stream(o.x, o.x2, tile, c),
+                              this->stream(o.gamma, tile, c),
+                              this->stream(o.beta, tile, c),
+                              this->stream(o.residual, tile, c),
+                              this->stream(o.out, tile, c),
                               &means_[channel],
                               &scales_[channel],
                               &bias_[c],
-                              this->at(o.out, tile, c, p),
                               this->options.activation,
                               static_cast<Real>(this->options.share),
                               this->options.mixed});
@@ -229,34 +225,34 @@ class Forward : Rows<Real> {
   static constexpr int64_t kSample = 16;
 
   void measure_group(const Tile& tile) {
-    Real centre = 0;
-    int64_t sampled = 0;
-    Real sums[kMostLanes] = {}, squares[kMostLanes] = {};
-    const auto add = [&](int64_t part) {
-      for_rows(this->shape, tile, [&](int64_t c, int64_t p, int64_t count) {
-        const void* row = this->at(this->operands.x, this->operands.x2, tile, c, p);
-        this->kernels.add_positions(row, divide_up(count, part), centre, sums, squares);
-        sampled += divide_up(count, part);
+    double sum = 0, square = 0;
+    const auto measure = [&](int64_t positions, Real centre) {
+      sum = square = 0;
+      for_blocks(this->shape, tile, [&](const Block& block) {
+        const Stream x = this->stream(this->operands.x, this->operands.x2, tile, block.channel);
+        double more, more_squares;
+        this->kernels.measure(x, block.rows, positions, centre, &more, &more_squares);
+        sum += more;
+        square += more_squares;
       });
     };
-    add(kSample);
-    centre = static_cast<Real>(sum_of_lanes(sums) / static_cast<double>(sampled));
-    for (int64_t i = 0; i < kMostLanes; ++i) sums[i] = squares[i] = 0;
-    add(1);
+    const int64_t sampled = std::min(tile.positions, divide_up(tile.positions, kSample * kSample) * kSample);
+    measure(sampled, 0);  // whole vectors
+    const Real centre = static_cast<Real>(sum / static_cast<double>(tile.channels * sampled));
+    measure(tile.positions, centre);
     moments_[0][tile.index] = centre;
-    moments_[1][tile.index] = static_cast<Real>(sum_of_lanes(sums));
-    moments_[2][tile.index] = static_cast<Real>(sum_of_lanes(squares));
+    moments_[1][tile.index] = static_cast<Real>(sum);
+    moments_[2][tile.index] = static_cast<Real>(square);
   }
 
   void measure_channels(const Tile& tile) {
     const int64_t start = tile.index * this->shape.channels;
     Real *centres = &moments_[0][start], *sums = &moments_[1][start], *squares = &moments_[2][start];
     const auto add = [&](int64_t positions) {
-      Tile part = tile;
-      part.positions = positions;
-      for_rows(this->shape, part, [&](int64_t c, int64_t p, int64_t count) {
-        const void* row = this->at(this->operands.x, this->operands.x2, tile, c, p);
-        this->kernels.add_channels(row, count, centres + c, sums + c, squares + c);
+      for_blocks(this->shape, tile, [&](const Block& block) {
+        const int64_t c = block.channel;
+        const Stream x = this->stream(this->operands.x, this->operands.x2, tile, c);
+        this->kernels.measure_channels(x, positions, block.count, centres + c, sums + c, squares + c);
       });
     };
     const int64_t sampled = divide_up(tile.positions, kSample);

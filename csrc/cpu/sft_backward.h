@@ -7,9 +7,6 @@
 
 namespace ragsr::sft {
 
-// What is summed over the positions of a channel.
-enum Sum { kAffine, kAffineZ, kT, kTAffine, kSums };
-
 template <class Real>
 class Backward : Rows<Real> {
  public:
@@ -18,11 +15,12 @@ class Backward : Rows<Real> {
       : Rows<Real>(kernels, shape, operands, options), tiling_(shape), weight_(this->widened(operands.weight)),
         bias_(this->widened(operands.bias)) {
     const auto channels = static_cast<size_t>(shape.batch * shape.channels);
-    for (std::vector<Real>* values : {&means_, &rstds_, &mean_grads_, &mean_grads_z_}) values->resize(channels);
+    for (std::vector<Real>* values : {&means_, &rstds_, &scales_, &shared_, &spread_}) values->resize(channels);
     for (size_t i = 0; i < channels; ++i) {
       const size_t group = i / static_cast<size_t>(shape.group_channels());
       means_[i] = static_cast<const Real*>(mean)[group];
       rstds_[i] = static_cast<const Real*>(rstd)[group];
+      scales_[i] = weight_[i % static_cast<size_t>(shape.channels)] * rstds_[i];
     }
     for (int which = 0; which < kSums; ++which) {
       partial_[which].resize(channels * static_cast<size_t>(tiling_.position_tiles));
@@ -36,16 +34,7 @@ class Backward : Rows<Real> {
   }
 
   void first(const Tile& tile) {
-    for_rows(this->shape, tile, [&](int64_t c, int64_t p, int64_t count) {
-      BackwardRow<Real> row = describe(tile, c, p, count);
-      Real lanes[kSums][kMostLanes] = {};
-      for (int which = 0; which < kSums; ++which)
-        row.sums[which] = this->shape.channels_last ? partial(which, tile, c) : lanes[which];
-      this->kernels.map_gradients(row);
-      if (this->shape.channels_last) return;
-      for (int which = 0; which < kSums; ++which)
-        *partial(which, tile, c) = static_cast<Real>(sum_of_lanes(lanes[which]));
-    });
+    for_blocks(this->shape, tile, [&](const Block& block) { this->kernels.map_gradients(describe(tile, block)); });
   }
 
   void between(int64_t unit) {
@@ -59,41 +48,43 @@ class Backward : Rows<Real> {
         grad_z += w * total_[kAffineZ][static_cast<size_t>(i)];
       }
       const double count = static_cast<double>(channels * this->shape.positions);
-      std::fill_n(mean_grads_.begin() + start, channels, static_cast<Real>(grad / count));
-      std::fill_n(mean_grads_z_.begin() + start, channels, static_cast<Real>(grad_z / count));
+      std::fill_n(shared_.begin() + start, channels, static_cast<Real>(grad / count));
+      std::fill_n(spread_.begin() + start, channels, static_cast<Real>(grad_z / count * rstds_[start]));
     });
   }
 
   void second(const Tile& tile) {
-    for_rows(this->shape, tile, [&](int64_t c, int64_t p, int64_t count) {
-      this->kernels.input_gradient(describe(tile, c, p, count));
-    });
+    if (this->operands.dx.data == nullptr && this->operands.dx2.data == nullptr) return;
+    for_blocks(this->shape, tile, [&](const Block& block) { this->kernels.input_gradient(describe(tile, block)); });
   }
 
   // Σ over positions of every sample and channel, [N, C].
   const std::vector<double>& sums(Sum which) const { return total_[which]; }
 
  private:
-  BackwardRow<Real> describe(const Tile& tile, int64_t c, int64_t p, int64_t count) {
+  BackwardBlock<Real> describe(const Tile& tile, const Block& block) {
     const Operands& o = this->operands;
-    const int64_t channel = tile.sample * this->shape.channels + c;
-    return {count,
-            this->at(o.x, o.x2, tile, c, p),
-            this->stream(o.grad, tile, c, p),
-            this->stream(o.gamma, tile, c, p),
-            this->stream(o.beta, tile, c, p),
+    const int64_t c = block.channel, channel = tile.sample * this->shape.channels + c;
+    return {block.rows,
+            block.count,
+            this->stream(o.x, o.x2, tile, c),
+            this->stream(o.grad, tile, c),
+            this->stream(o.gamma, tile, c),
+            this->stream(o.beta, tile, c),
             &means_[channel],
-            &rstds_[channel],
-            &weight_[c],
+            &scales_[channel],
             &bias_[c],
             this->options.activation,
             static_cast<Real>(this->options.share),
-            this->at(o.dgamma, tile, c, p),
-            this->at(o.dbeta, tile, c, p),
-            {},
-            &mean_grads_[channel],
-            &mean_grads_z_[channel],
-            this->at(o.dx, o.dx2, tile, c, p)};
+            this->stream(o.dgamma, tile, c),
+            this->stream(o.dbeta, tile, c),
+            {partial(kAffine, tile, c), partial(kAffineZ, tile, c), partial(kT, tile, c), partial(kTAffine, tile, c)},
+            tiling_.position_tiles,
+            &weight_[c],
+            &rstds_[channel],
+            &shared_[channel],
+            &spread_[channel],
+            this->stream(o.dx, o.dx2, tile, c)};
   }
 
   // [N, C, tiles] where positions are last, [N, tiles, C] where channels are.
@@ -110,15 +101,15 @@ class Backward : Rows<Real> {
       double sum = 0;
       for (int64_t tile = 0; tile < tiling_.position_tiles; ++tile)
         sum += partial_[which][partial_index(n, c, tile)];
-      total_[which][i] = sum;
+      total_[which][i] = which == kAffineZ ? sum * rstds_[i] : sum;  // of ẑ, no longer of x − μ
     }
   }
 
   Tiling tiling_;
-  std::vector<Real> weight_, bias_;                               // [C]
-  std::vector<Real> means_, rstds_, mean_grads_, mean_grads_z_;   // [N, C]
+  std::vector<Real> weight_, bias_;                                // [C]
+  std::vector<Real> means_, rstds_, scales_, shared_, spread_;     // [N, C]
   std::vector<Real> partial_[kSums];
-  std::vector<double> total_[kSums];                              // [N, C]
+  std::vector<double> total_[kSums];                               // [N, C]
 };
 
 }  // namespace ragsr::sft

@@ -21,7 +21,7 @@ inline int64_t count_positions(const Sizes& sizes) {
   return positions;
 }
 
-// The rule of `empty_arranged` in ragsr/ops/sft.py.
+// The rule of `empty_arranged` in ragsr/ops/sft_plain.py.
 inline bool is_channels_last(const Tensor& x) {
   return x.dim() > 2 && x.stride(1) == 1 && x.stride(x.dim() - 1) != 1;
 }

@@ -1,4 +1,4 @@
-// What the kernels of group_norm_sft are told about one row (sft_rows.h), and the table of them for one dtype.
+// What the kernels of group_norm_sft are told about a block of rows (sft_rows.h), and the table of them for one dtype.
 #pragma once
 
 #include <cstddef>
@@ -18,53 +18,54 @@ enum class Activation { none, silu, relu };
 
 // A row along positions is no longer than this: 16 KiB of float32, half a first cache.
 constexpr int64_t kLongestRow = 4096;
-constexpr int64_t kMostLanes = 16;
 
-// One operand along a row: elements one after another (step 1), or one for all (step 0; along positions only).
+// One operand in a block of rows: the elements of a row follow one another (step 1), or one stands for all (step 0; along
+// positions only); the next row starts `next` elements on. Null where there is none.
 struct Stream {
-  const void* at;
-  int64_t step;
+  void* at;
+  int64_t step, next;
 };
 
-// Of the channels, one Real for a row along positions, `count` for a row along channels: mean … shift, rstd … bias and
-// mean_grad, mean_grad_z.
+// Values of the channels (mean … shift, shared, spread) and their sums are Real: one for each row where rows run along
+// positions, one for each element of a row where they run along channels.
 template <class Real>
-struct ForwardRow {
-  int64_t count;
-  const void* x;
-  Stream gamma, beta;
-  const void* residual;              // or null
+struct ForwardBlock {
+  int64_t rows, count;
+  Stream x, gamma, beta, residual, out;
   const Real *mean, *scale, *shift;  // μ, w / σ, b
-  void* out;
   Activation activation;
   Real share;  // s of s · y + (1 − s) · x
   bool mixed;  // whether s was given
 };
 
+// What the first pass of the backward sums over the positions of each channel.
+enum Sum { kAffine, kAffineZ, kT, kTAffine, kSums };  // grad_a, grad_a · (x − μ), grad_t, grad_t · a
+
 template <class Real>
-struct BackwardRow {
-  int64_t count;
-  const void* x;
-  Stream grad, gamma, beta;
-  const Real *mean, *rstd, *weight, *bias;
+struct BackwardBlock {
+  int64_t rows, count;
+  Stream x, grad, gamma, beta;
+  const Real *mean, *scale, *shift;  // μ, w / σ, b
   Activation activation;
   Real share;
   // first pass
-  void *dgamma, *dbeta;  // null: not a map, summed instead
-  Real* sums[4];         // of grad_a, grad_a · ẑ, grad_t, grad_t · a: [kMostLanes] of the row, or one of each channel
+  Stream dgamma, dbeta;
+  Real* sums[kSums];
+  int64_t next_sum;  // from a row's sums to the next row's, along positions
   // second pass
-  const Real *mean_grad, *mean_grad_z;  // over the group, of grad_a · w and of grad_a · w · ẑ
-  void* dx;
+  const Real *weight, *rstd, *shared, *spread;  // w, 1 / σ; of the group, means of grad_a · w and of grad_a · w · ẑ / σ
+  Stream dx;
 };
 
 template <class Real>
 struct Kernels {
   size_t element;  // bytes of one
-  void (*add_positions)(const void* row, int64_t count, Real centre, Real* sums, Real* squares);
-  void (*add_channels)(const void* row, int64_t count, const Real* centres, Real* sums, Real* squares);
-  void (*modulate)(const ForwardRow<Real>& row);
-  void (*map_gradients)(const BackwardRow<Real>& row);
-  void (*input_gradient)(const BackwardRow<Real>& row);
+  // Σ (x − centre) and Σ (x − centre)²: of all elements of the block, and added to those of each channel
+  void (*measure)(const Stream& x, int64_t rows, int64_t count, Real centre, double* sum, double* square);
+  void (*measure_channels)(const Stream& x, int64_t rows, int64_t count, const Real* centres, Real* sums, Real* squares);
+  void (*modulate)(const ForwardBlock<Real>& block);
+  void (*map_gradients)(const BackwardBlock<Real>& block);
+  void (*input_gradient)(const BackwardBlock<Real>& block);
   void (*widen)(const void* from, int64_t count, Real* to);
   void (*narrow)(const Real* from, int64_t count, void* to);
 };

@@ -1,6 +1,9 @@
-// The arithmetic of group_norm_sft along one row: positions of a channel where a tensor is contiguous, channels of a
+// The arithmetic of group_norm_sft on a block of rows: positions of a channel where a tensor is contiguous, channels of a
 // position where it is channels-last. Included once per instruction set by sft_targets.h, which defines Real, Reals,
-// kLanes, load, store, real and exponential. Sums are kept per lane and added up in a fixed order: the same bits on every run.
+// kLanes, load, store, real and exponential. Sums are added in a fixed order: the same bits on every run.
+//
+// A step says what to do with one vector: how many values of the channel it needs (kConstants) and how many sums it adds
+// to (kAdders), where its operands lie in a row, and run(). along_positions and along_channels carry it over the block.
 
 template <bool kWhole, class T>
 RAGSR_TARGET inline Reals get(const T* from, int64_t n) {
@@ -18,76 +21,76 @@ RAGSR_TARGET inline void put(T* to, int64_t n, Reals x) {
   std::memcpy(to, some, static_cast<size_t>(n) * sizeof(T));
 }
 
-// Calls step.run<true>(i, kLanes) over whole vectors, then step.run<false>(i, rest).
-template <class Step>
-RAGSR_TARGET inline void run_along(int64_t count, Step& step) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) step.template run<true>(i, kLanes);
-  if (i < count) step.template run<false>(i, count - i);
+RAGSR_TARGET inline Reals broadcast(Real x) { return x - Reals{}; }
+
+// Added in halves.
+RAGSR_TARGET inline Real sum_of_lanes(Reals x) {
+  Real lanes[kLanes];
+  store(lanes, x);
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
 }
 
-// The elements of an operand along a row. One that is the same for all is written out into `room` first: then the loops
-// know but one kind of operand.
 template <class T>
-RAGSR_TARGET inline const T* spread(const Stream& stream, int64_t count, T* room) {
-  const T* at = static_cast<const T*>(stream.at);
+RAGSR_TARGET inline T* row_of(const Stream& stream, int64_t row) {
+  return stream.at == nullptr ? nullptr : static_cast<T*>(stream.at) + row * stream.next;
+}
+
+// The same for an operand that may be one element for all: that is written out into `room`, so that the loops know but
+// one kind of operand.
+template <class T>
+RAGSR_TARGET inline const T* spread_row(const Stream& stream, int64_t row, int64_t count, T* room) {
+  const T* at = row_of<const T>(stream, row);
   if (at == nullptr || stream.step == 1) return at;
   std::fill_n(room, count, *at);
   return room;
 }
 
-RAGSR_TARGET inline Reals broadcast(Real x) { return x - Reals{}; }
-
-// A value of the channel: one for the row where it runs along positions, one for each element where along channels.
-template <bool kChannels>
-struct PerChannel {
-  Reals value;
-  RAGSR_TARGET inline explicit PerChannel(const Real* at) : value(broadcast(*at)) {}
-  template <bool kWhole>
-  RAGSR_TARGET inline Reals at(int64_t, int64_t) const {
-    return value;
+// One row after another; a channel's values and sums stay in registers along it.
+template <class Step>
+RAGSR_TARGET inline void along_positions(const Step& step, int64_t rows, int64_t count) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto row = step.row(r);
+    Reals constants[Step::kConstants], sums[Step::kAdders + 1] = {};
+    for (int k = 0; k < Step::kConstants; ++k) constants[k] = broadcast(step.constants[k][r]);
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) step.template run<true>(row, i, kLanes, constants, sums);
+    if (i < count) step.template run<false>(row, i, count - i, constants, sums);
+    for (int k = 0; k < Step::kAdders; ++k) step.sums[k][r * step.next_sum] = sum_of_lanes(sums[k]);
   }
-};
+}
 
-template <>
-struct PerChannel<true> {
-  const Real* values;
-  RAGSR_TARGET inline explicit PerChannel(const Real* at) : values(at) {}
-  template <bool kWhole>
-  RAGSR_TARGET inline Reals at(int64_t i, int64_t n) const {
-    return get<kWhole>(values + i, n);
+template <bool kWhole, class Step>
+RAGSR_TARGET inline void across_rows(const Step& step, const typename Step::Row* rows, int64_t count, int64_t i,
+                                     int64_t n) {
+  Reals constants[Step::kConstants], sums[Step::kAdders + 1] = {};
+  for (int k = 0; k < Step::kConstants; ++k) constants[k] = get<kWhole>(step.constants[k] + i, n);
+  for (int64_t r = 0; r < count; ++r) step.template run<kWhole>(rows[r], i, n, constants, sums);
+  for (int k = 0; k < Step::kAdders; ++k) {
+    Real* to = step.sums[k] + i;
+    put<kWhole>(to, n, get<kWhole>(to, n) + sums[k]);
   }
-};
+}
 
-// A sum for the channel: lane by lane into one vector, or element by element.
-template <bool kChannels>
-struct Adder {
-  Real* to;
-  Reals sum;
-  RAGSR_TARGET inline explicit Adder(Real* at) : to(at), sum(load(at)) {}
-  template <bool kWhole>
-  RAGSR_TARGET inline void add(int64_t, int64_t n, Reals x) {
-    if (kWhole) {
-      sum += x;
-    } else {
-      Real some[kLanes] = {};
-      put<false>(some, n, x);
-      sum += load(some);
-    }
+// Some rows together: the values and sums of a channel are loaded once for all of them.
+template <class Step>
+RAGSR_TARGET inline void along_channels(const Step& step, int64_t rows, int64_t count) {
+  constexpr int64_t kTogether = 4;
+  for (int64_t r = 0; r < rows; r += kTogether) {
+    const int64_t some = std::min(kTogether, rows - r);
+    typename Step::Row together[kTogether];
+    for (int64_t j = 0; j < some; ++j) together[j] = step.row(r + j);
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) across_rows<true>(step, together, some, i, kLanes);
+    if (i < count) across_rows<false>(step, together, some, i, count - i);
   }
-  RAGSR_TARGET inline void finish() const { store(to, sum); }
-};
+}
 
-template <>
-struct Adder<true> {
-  Real* to;
-  RAGSR_TARGET inline explicit Adder(Real* at) : to(at) {}
-  template <bool kWhole>
-  RAGSR_TARGET inline void add(int64_t i, int64_t n, Reals x) const {
-    put<kWhole>(to + i, n, get<kWhole>(to + i, n) + x);
-  }
-  RAGSR_TARGET inline void finish() const {}
-};
+template <bool kChannels, class Step>
+RAGSR_TARGET inline void along(const Step& step, int64_t rows, int64_t count) {
+  kChannels ? along_channels(step, rows, count) : along_positions(step, rows, count);
+}
 
 RAGSR_TARGET inline Reals sigmoid(Reals t) { return 1 / (1 + exponential(-t)); }
 
@@ -110,189 +113,201 @@ RAGSR_TARGET inline Reals activate_backward(Reals grad, Reals t) {
 
 // ---------------------------------------------------------------- statistics
 
-// sums += x − centre and squares += (x − centre)², [kLanes] each, over a row of one channel.
 template <class T>
-RAGSR_TARGET void add_positions(const void* row, int64_t count, Real centre, Real* sums, Real* squares) {
+RAGSR_TARGET void measure(const Stream& x, int64_t rows, int64_t count, Real centre, double* all, double* all_squares) {
   constexpr int kChains = 4;  // as many additions in flight
-  const T* x = static_cast<const T*>(row);
   const Reals c = broadcast(centre);
-  Reals sum[kChains] = {load(sums)}, square[kChains] = {load(squares)};
-  int64_t i = 0;
-  for (; i + kChains * kLanes <= count; i += kChains * kLanes) {
-    for (int chain = 0; chain < kChains; ++chain) {
-      const Reals d = load(x + i + chain * kLanes) - c;
-      sum[chain] += d;
-      square[chain] += d * d;
+  Reals sum[kChains] = {}, square[kChains] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* row = row_of<const T>(x, r);
+    int64_t i = 0;
+    for (; i + kChains * kLanes <= count; i += kChains * kLanes) {
+      for (int chain = 0; chain < kChains; ++chain) {
+        const Reals d = load(row + i + chain * kLanes) - c;
+        sum[chain] += d;
+        square[chain] += d * d;
+      }
     }
+    for (; i + kLanes <= count; i += kLanes) {
+      const Reals d = load(row + i) - c;
+      sum[0] += d;
+      square[0] += d * d;
+    }
+    if (i == count) continue;
+    Real rest[kLanes] = {};  // less the centre, which the empty lanes must not add
+    store(rest, get<false>(row + i, count - i) - c);
+    std::fill(rest + (count - i), rest + kLanes, Real(0));
+    sum[0] += load(rest);
+    square[0] += load(rest) * load(rest);
   }
-  for (; i + kLanes <= count; i += kLanes) {
-    const Reals d = load(x + i) - c;
-    sum[0] += d;
-    square[0] += d * d;
-  }
-  store(sums, (sum[0] + sum[1]) + (sum[2] + sum[3]));
-  store(squares, (square[0] + square[1]) + (square[2] + square[3]));
-  for (int lane = 0; i < count; ++i, ++lane) {
-    const Real d = real(x[i]) - centre;
-    sums[lane] += d;
-    squares[lane] += d * d;
-  }
+  *all = sum_of_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  *all_squares = sum_of_lanes((square[0] + square[1]) + (square[2] + square[3]));
 }
 
-// The same over a row of `count` channels at one position, with a centre and sums for each channel.
 template <class T>
-RAGSR_TARGET void add_channels(const void* row, int64_t count, const Real* centres, Real* sums, Real* squares) {
-  const T* x = static_cast<const T*>(row);
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const Reals d = load(x + i) - load(centres + i);
-    store(sums + i, load(sums + i) + d);
-    store(squares + i, load(squares + i) + d * d);
+struct MeasureChannels {
+  static constexpr int kConstants = 1, kAdders = 2;
+  using Row = const T*;
+  const Stream& x;
+  const Real* constants[kConstants];
+  Real* sums[kAdders];
+
+  RAGSR_TARGET inline Row row(int64_t r) const { return row_of<const T>(x, r); }
+  template <bool kWhole>
+  RAGSR_TARGET inline void run(Row at, int64_t i, int64_t n, const Reals* centre, Reals* sum) const {
+    const Reals d = get<kWhole>(at + i, n) - centre[0];
+    sum[0] += d;
+    sum[1] += d * d;
   }
-  for (; i < count; ++i) {
-    const Real d = real(x[i]) - centres[i];
-    sums[i] += d;
-    squares[i] += d * d;
-  }
+};
+
+template <class T>
+RAGSR_TARGET void measure_channels(const Stream& x, int64_t rows, int64_t count, const Real* centres, Real* sums,
+                                   Real* squares) {
+  along_channels(MeasureChannels<T>{x, {centres}, {sums, squares}}, rows, count);
 }
 
 // ---------------------------------------------------------------- forward
 
-template <class T, bool kChannels, Activation kActivation>
+template <class T, Activation kActivation>
 struct Modulate {
-  const T *x, *gamma, *beta, *residual;
-  PerChannel<kChannels> mean, scale, shift;
-  T* out;
-  bool mixed;
+  static constexpr int kConstants = 3, kAdders = 0;
+  struct Row {
+    const T *x, *gamma, *beta, *residual;
+    T* out;
+  };
+  const ForwardBlock<Real>& block;
+  T (*room)[kLongestRow];
+  const Real* constants[kConstants];
   Reals share;
+  Real* sums[1] = {};
+  int64_t next_sum = 0;
 
+  RAGSR_TARGET inline Row row(int64_t r) const {
+    return {row_of<const T>(block.x, r), spread_row(block.gamma, r, block.count, room[0]),
+            spread_row(block.beta, r, block.count, room[1]), row_of<const T>(block.residual, r),
+            row_of<T>(block.out, r)};
+  }
   template <bool kWhole>
-  RAGSR_TARGET inline void run(int64_t i, int64_t n) const {
-    const Reals z = get<kWhole>(x + i, n), centred = z - mean.template at<kWhole>(i, n);
-    const Reals affine = centred * scale.template at<kWhole>(i, n) + shift.template at<kWhole>(i, n);
-    Reals y = activate<kActivation>(affine * (1 + get<kWhole>(gamma + i, n)) + get<kWhole>(beta + i, n));
-    if (mixed) y = share * y + (1 - share) * z;
-    if (residual != nullptr) y += get<kWhole>(residual + i, n);
-    put<kWhole>(out + i, n, y);
+  RAGSR_TARGET inline void run(const Row& row, int64_t i, int64_t n, const Reals* of, Reals*) const {
+    const Reals z = get<kWhole>(row.x + i, n), mean = of[0], scale = of[1], shift = of[2];
+    const Reals affine = (z - mean) * scale + shift;
+    Reals y = activate<kActivation>(affine * (1 + get<kWhole>(row.gamma + i, n)) + get<kWhole>(row.beta + i, n));
+    if (block.mixed) y = share * y + (1 - share) * z;
+    if (row.residual != nullptr) y += get<kWhole>(row.residual + i, n);
+    put<kWhole>(row.out + i, n, y);
   }
 };
 
 template <class T, bool kChannels, Activation kActivation>
-RAGSR_TARGET void modulate_as(const ForwardRow<Real>& r) {
+RAGSR_TARGET void modulate_as(const ForwardBlock<Real>& b) {
   T room[2][kLongestRow];
-  Modulate<T, kChannels, kActivation> step{static_cast<const T*>(r.x),
-                                           spread(r.gamma, r.count, room[0]),
-                                           spread(r.beta, r.count, room[1]),
-                                           static_cast<const T*>(r.residual),
-                                           PerChannel<kChannels>(r.mean),
-                                           PerChannel<kChannels>(r.scale),
-                                           PerChannel<kChannels>(r.shift),
-                                           static_cast<T*>(r.out),
-                                           r.mixed,
-                                           broadcast(r.share)};
-  run_along(r.count, step);
+  along<kChannels>(Modulate<T, kActivation>{b, room, {b.mean, b.scale, b.shift}, broadcast(b.share)}, b.rows, b.count);
 }
 
 template <class T, bool kChannels>
-void modulate(const ForwardRow<Real>& r) {
-  if (r.activation == Activation::silu) return modulate_as<T, kChannels, Activation::silu>(r);
-  if (r.activation == Activation::relu) return modulate_as<T, kChannels, Activation::relu>(r);
-  modulate_as<T, kChannels, Activation::none>(r);
+void modulate(const ForwardBlock<Real>& block) {
+  if (block.activation == Activation::silu) return modulate_as<T, kChannels, Activation::silu>(block);
+  if (block.activation == Activation::relu) return modulate_as<T, kChannels, Activation::relu>(block);
+  modulate_as<T, kChannels, Activation::none>(block);
 }
 
 // ---------------------------------------------------------------- backward
 
+template <class T>
+struct BackwardRow {
+  const T *x, *grad, *gamma, *beta;
+  T *dgamma, *dbeta, *dx;
+};
+
 // What both passes over the gradient need of one vector.
 struct Slopes {
-  Reals grad, z_hat, affine, grad_t, grad_affine;
+  Reals grad, centred, affine, grad_t, grad_affine;
 };
 
-template <class T, bool kChannels, Activation kActivation>
-struct Inputs {
-  const T *grad, *x, *gamma, *beta;
-  PerChannel<kChannels> mean, rstd, weight, bias;
+template <class T, Activation kActivation>
+struct BackwardStep {
+  using Row = BackwardRow<T>;
+  const BackwardBlock<Real>& block;
+  T (*room)[kLongestRow];
   Reals share;
 
-  RAGSR_TARGET inline Inputs(const BackwardRow<Real>& r, T (*room)[kLongestRow])
-      : grad(spread(r.grad, r.count, room[0])), x(static_cast<const T*>(r.x)),
-        gamma(spread(r.gamma, r.count, room[1])), beta(spread(r.beta, r.count, room[2])), mean(r.mean), rstd(r.rstd),
-        weight(r.weight), bias(r.bias), share(broadcast(r.share)) {}
+  RAGSR_TARGET inline BackwardStep(const BackwardBlock<Real>& b, T (*room)[kLongestRow])
+      : block(b), room(room), share(broadcast(b.share)) {}
 
+  RAGSR_TARGET inline Row row(int64_t r) const {
+    return {row_of<const T>(block.x, r), spread_row(block.grad, r, block.count, room[0]),
+            spread_row(block.gamma, r, block.count, room[1]), spread_row(block.beta, r, block.count, room[2]),
+            row_of<T>(block.dgamma, r), row_of<T>(block.dbeta, r), row_of<T>(block.dx, r)};
+  }
   template <bool kWhole>
-  RAGSR_TARGET inline Slopes slopes(int64_t i, int64_t n) const {
-    const Reals centred = get<kWhole>(x + i, n) - mean.template at<kWhole>(i, n);
-    const Reals z_hat = centred * rstd.template at<kWhole>(i, n);
-    const Reals affine = z_hat * weight.template at<kWhole>(i, n) + bias.template at<kWhole>(i, n);
-    const Reals slope = 1 + get<kWhole>(gamma + i, n), above = get<kWhole>(grad + i, n);
+  RAGSR_TARGET inline Slopes slopes(const Row& row, int64_t i, int64_t n, const Reals* of) const {
+    const Reals mean = of[0], scale = of[1], shift = of[2];
+    const Reals centred = get<kWhole>(row.x + i, n) - mean, affine = centred * scale + shift;
+    const Reals slope = 1 + get<kWhole>(row.gamma + i, n), above = get<kWhole>(row.grad + i, n);
     Reals grad_t = share * above;
     if (kActivation != Activation::none)
-      grad_t = activate_backward<kActivation>(grad_t, affine * slope + get<kWhole>(beta + i, n));
-    return {above, z_hat, affine, grad_t, grad_t * slope};
+      grad_t = activate_backward<kActivation>(grad_t, affine * slope + get<kWhole>(row.beta + i, n));
+    return {above, centred, affine, grad_t, grad_t * slope};
   }
 };
 
-// First pass: the gradients of γ and β where they are maps, and the sums.
-template <class T, bool kChannels, Activation kActivation>
-struct MapGradients {
-  Inputs<T, kChannels, kActivation> in;
-  T *dgamma, *dbeta;
-  Adder<kChannels> by_affine, by_affine_z, by_t, by_t_affine;
+// First pass: the gradients of γ and β where they are maps, and the sums. Empty lanes have no gradient and add nothing.
+template <class T, Activation kActivation>
+struct MapGradients : BackwardStep<T, kActivation> {
+  static constexpr int kConstants = 3, kAdders = kSums;
+  const Real* constants[kConstants];
+  Real* sums[kAdders];
+  int64_t next_sum;
 
-  RAGSR_TARGET inline MapGradients(const BackwardRow<Real>& r, T (*room)[kLongestRow])
-      : in(r, room), dgamma(static_cast<T*>(r.dgamma)), dbeta(static_cast<T*>(r.dbeta)), by_affine(r.sums[0]),
-        by_affine_z(r.sums[1]), by_t(r.sums[2]), by_t_affine(r.sums[3]) {}
+  RAGSR_TARGET inline MapGradients(const BackwardBlock<Real>& b, T (*room)[kLongestRow])
+      : BackwardStep<T, kActivation>(b, room), constants{b.mean, b.scale, b.shift},
+        sums{b.sums[0], b.sums[1], b.sums[2], b.sums[3]}, next_sum(b.next_sum) {}
 
   template <bool kWhole>
-  RAGSR_TARGET inline void run(int64_t i, int64_t n) {
-    const Slopes s = in.template slopes<kWhole>(i, n);
-    by_affine.template add<kWhole>(i, n, s.grad_affine);
-    by_affine_z.template add<kWhole>(i, n, s.grad_affine * s.z_hat);
-    if (dbeta != nullptr) put<kWhole>(dbeta + i, n, s.grad_t);
-    else by_t.template add<kWhole>(i, n, s.grad_t);
-    if (dgamma != nullptr) put<kWhole>(dgamma + i, n, s.grad_t * s.affine);
-    else by_t_affine.template add<kWhole>(i, n, s.grad_t * s.affine);
-  }
-  RAGSR_TARGET inline void finish() const {
-    by_affine.finish();
-    by_affine_z.finish();
-    by_t.finish();
-    by_t_affine.finish();
+  RAGSR_TARGET inline void run(const BackwardRow<T>& row, int64_t i, int64_t n, const Reals* of, Reals* sum) const {
+    const Slopes s = this->template slopes<kWhole>(row, i, n, of);
+    sum[kAffine] += s.grad_affine;
+    sum[kAffineZ] += s.grad_affine * s.centred;
+    if (row.dbeta != nullptr) put<kWhole>(row.dbeta + i, n, s.grad_t);
+    else sum[kT] += s.grad_t;
+    if (row.dgamma != nullptr) put<kWhole>(row.dgamma + i, n, s.grad_t * s.affine);
+    else sum[kTAffine] += s.grad_t * s.affine;
   }
 };
 
 // Second pass: the gradient of x, now that the means over the group are known.
-template <class T, bool kChannels, Activation kActivation>
-struct InputGradient {
-  Inputs<T, kChannels, kActivation> in;
-  PerChannel<kChannels> mean_grad, mean_grad_z;
-  T* dx;
+template <class T, Activation kActivation>
+struct InputGradient : BackwardStep<T, kActivation> {
+  static constexpr int kConstants = 7, kAdders = 0;
+  const Real* constants[kConstants];
+  Real* sums[1] = {};
+  int64_t next_sum = 0;
 
-  RAGSR_TARGET inline InputGradient(const BackwardRow<Real>& r, T (*room)[kLongestRow])
-      : in(r, room), mean_grad(r.mean_grad), mean_grad_z(r.mean_grad_z), dx(static_cast<T*>(r.dx)) {}
+  RAGSR_TARGET inline InputGradient(const BackwardBlock<Real>& b, T (*room)[kLongestRow])
+      : BackwardStep<T, kActivation>(b, room), constants{b.mean,   b.scale,  b.shift, b.weight,
+                                                       b.rstd,   b.shared, b.spread} {}
 
   template <bool kWhole>
-  RAGSR_TARGET inline void run(int64_t i, int64_t n) const {
-    const Slopes s = in.template slopes<kWhole>(i, n);
-    const Reals own = s.grad_affine * in.weight.template at<kWhole>(i, n);
-    const Reals shared = mean_grad.template at<kWhole>(i, n) + s.z_hat * mean_grad_z.template at<kWhole>(i, n);
-    put<kWhole>(dx + i, n, in.rstd.template at<kWhole>(i, n) * (own - shared) + (1 - in.share) * s.grad);
+  RAGSR_TARGET inline void run(const BackwardRow<T>& row, int64_t i, int64_t n, const Reals* of, Reals*) const {
+    const Slopes s = this->template slopes<kWhole>(row, i, n, of);
+    const Reals weight = of[3], rstd = of[4], shared = of[5], spread = of[6];
+    const Reals own = s.grad_affine * weight - (shared + s.centred * spread);
+    put<kWhole>(row.dx + i, n, rstd * own + (1 - this->share) * s.grad);
   }
-  RAGSR_TARGET inline void finish() const {}
 };
 
-template <class Pass, class T>
-RAGSR_TARGET void run_pass(const BackwardRow<Real>& r) {
+template <class Step, class T, bool kChannels>
+RAGSR_TARGET void run_step(const BackwardBlock<Real>& b) {
   T room[3][kLongestRow];
-  Pass pass(r, room);
-  run_along(r.count, pass);
-  pass.finish();
+  along<kChannels>(Step(b, room), b.rows, b.count);
 }
 
-template <template <class, bool, Activation> class Pass, class T, bool kChannels>
-void backward(const BackwardRow<Real>& r) {
-  if (r.activation == Activation::silu) return run_pass<Pass<T, kChannels, Activation::silu>, T>(r);
-  if (r.activation == Activation::relu) return run_pass<Pass<T, kChannels, Activation::relu>, T>(r);
-  run_pass<Pass<T, kChannels, Activation::none>, T>(r);
+template <template <class, Activation> class Step, class T, bool kChannels>
+void backward(const BackwardBlock<Real>& b) {
+  if (b.activation == Activation::silu) return run_step<Step<T, Activation::silu>, T, kChannels>(b);
+  if (b.activation == Activation::relu) return run_step<Step<T, Activation::relu>, T, kChannels>(b);
+  run_step<Step<T, Activation::none>, T, kChannels>(b);
 }
 
 // ---------------------------------------------------------------- vectors of parameters
@@ -312,7 +327,7 @@ RAGSR_TARGET void narrow(const Real* from, int64_t count, void* to) {
 
 template <class T, bool kChannels>
 Kernels<Real> kernels_along() {
-  return {sizeof(T), add_positions<T>, add_channels<T>, modulate<T, kChannels>, backward<MapGradients, T, kChannels>,
+  return {sizeof(T), measure<T>, measure_channels<T>, modulate<T, kChannels>, backward<MapGradients, T, kChannels>,
           backward<InputGradient, T, kChannels>, widen<T>, narrow<T>};
 }
 

@@ -54,7 +54,7 @@ def group_norm_sft_forward(
 
 
 def group_norm_sft_backward(
-    results: tuple[Tensor, ...],  # of x, weight, bias, gamma, beta and x2 (no channels where it is absent)
+    results: tuple[Tensor, ...],  # of x, weight, bias, gamma, beta and x2 (no channels where it is absent), as wanted
     grad: Tensor,
     x: Tensor,
     groups: int,
@@ -67,13 +67,18 @@ def group_norm_sft_backward(
     activation: str | None,
     x2: Tensor | None,
     raw_mix: float | None,
+    of_x: bool,
+    of_gamma: bool,
+    of_beta: bool,
 ) -> None:
     dx, dweight, dbias, dgamma, dbeta, dx2 = results
     shape, (b, c, p) = grad.shape, flat_shape(grad)
-    z, z2, dz, dz2 = view_of(x), optional_view(x2), view_of(dx), None if x2 is None else view_of(dx2)
+    z, z2 = view_of(x), optional_view(x2)
+    dz, dz2 = (view_of(d) if of_x and source is not None else None for d, source in ((dx, x), (dx2, x2)))
     maps = view_of(gamma, shape), view_of(beta, shape)
-    full_gamma, full_beta = full_map(dgamma, shape), full_map(dbeta, shape)
-    d_maps = view_of(full_gamma), view_of(full_beta)
+    full_gamma = full_map(dgamma, shape) if of_gamma else None
+    full_beta = full_map(dbeta, shape) if of_beta else None
+    d_maps = optional_view(full_gamma), optional_view(full_beta)
     how = plan(chip(x.device), z, (b, c, p), groups, x.element_size(), FUSED_TILE // 2)
     d = view_of(grad)
     tile = tile_constants(how, (b, c, p), d, z, z2, dz, dz2, *maps, *d_maps)
@@ -94,12 +99,13 @@ def group_norm_sft_backward(
             SB = power_of_2(how.splits)
             counts = groups, p, c // groups, b * c, how.splits
             merge_sums_kernel[(b * groups,)](sums, vectors[0], totals, shares, *counts, CB=MERGE // SB, SB=SB)
-            gradient_kernel[(tiles(how, b, c, p),)](*given, dz, dz2, shares, all_groups=b * groups, **sizes)
+            if of_x:
+                gradient_kernel[(tiles(how, b, c, p),)](*given, dz, dz2, shares, all_groups=b * groups, **sizes)
     over_batch = totals.sum(1)
     dbias.copy_(over_batch[0])
     dweight.copy_(over_batch[1])
     for narrow, full in ((dgamma, full_gamma), (dbeta, full_beta)):
-        if narrow is not full:
+        if full is not None and narrow is not full:
             narrow.copy_(full.sum_to_size(narrow.shape))
 
 

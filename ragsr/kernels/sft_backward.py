@@ -44,6 +44,13 @@ def modulation_backward(
 
 
 @triton.jit
+def store_wanted(to, batch, c, p, inside, values):
+    """Into one of the maps' gradients, if it was asked for."""
+    if to is not None:
+        tl.store(place(to, batch, c, p), values, mask=inside, eviction_policy="evict_first")
+
+
+@triton.jit
 def normalisation_backward(d, h, z_hat, w, rstd, m1, m2, raw_mix):
     dz = rstd * (h * w - m1 - z_hat * m2)
     if raw_mix is not None:
@@ -84,8 +91,8 @@ def fused_backward_kernel(
                 grad, x, x2, weight, bias, gamma, beta, mean, rstd, raw_mix, channels1, batch, c, p, valid, inside,
                 ACTIVATION, "evict_last",
             )  # fmt: skip
-            tl.store(place(dgamma, batch, c, p), g * affine, mask=inside, eviction_policy="evict_first")
-            tl.store(place(dbeta, batch, c, p), g, mask=inside, eviction_policy="evict_first")
+            store_wanted(dgamma, batch, c, p, inside, g * affine)
+            store_wanted(dbeta, batch, c, p, inside, g)
             a += h  # zero outside, as grad is
             b += h * z_hat
         channel_a = tl.sum(a, axis=1, keep_dims=True)
@@ -96,21 +103,22 @@ def fused_backward_kernel(
         w = load_channel(weight, c, valid)
         m1 += tl.sum(channel_a * w) / n
         m2 += tl.sum(channel_b * w) / n
-    across = tl.cdiv(positions, PB)
-    tiles = tl.cdiv(MEMBERS, CB) * across
-    for tile in range(tiles):
-        back = tiles - 1 - tile  # what was read last is nearest
-        c0 = (back // across) * CB
-        c = first + c0 + lane_c
-        p = (back % across) * PB + lane_p
-        valid = c0 + lane_c < MEMBERS
-        inside = valid & (p < positions)
-        d, _, h, z_hat, _ = modulation_backward(
-            grad, x, x2, weight, bias, gamma, beta, mean, rstd, raw_mix, channels1, batch, c, p, valid, inside,
-            ACTIVATION, "evict_first",
-        )  # fmt: skip
-        dz = normalisation_backward(d, h, z_hat, load_channel(weight, c, valid), rstd, m1, m2, raw_mix)
-        store_joined(dx, dx2, channels1, batch, c, p, inside, dz, "evict_first")
+    if dx is not None:
+        across = tl.cdiv(positions, PB)
+        tiles = tl.cdiv(MEMBERS, CB) * across
+        for tile in range(tiles):
+            back = tiles - 1 - tile  # what was read last is nearest
+            c0 = (back // across) * CB
+            c = first + c0 + lane_c
+            p = (back % across) * PB + lane_p
+            valid = c0 + lane_c < MEMBERS
+            inside = valid & (p < positions)
+            d, _, h, z_hat, _ = modulation_backward(
+                grad, x, x2, weight, bias, gamma, beta, mean, rstd, raw_mix, channels1, batch, c, p, valid, inside,
+                ACTIVATION, "evict_first",
+            )  # fmt: skip
+            dz = normalisation_backward(d, h, z_hat, load_channel(weight, c, valid), rstd, m1, m2, raw_mix)
+            store_joined(dx, dx2, channels1, batch, c, p, inside, dz, "evict_first")
 
 
 @triton.jit
@@ -143,8 +151,8 @@ def sums_kernel(
             grad, x, x2, weight, bias, gamma, beta, mean, rstd, raw_mix, channels1, batch, c, p, valid, inside,
             ACTIVATION, "evict_last",
         )  # fmt: skip
-        tl.store(place(dgamma, batch, c, p), g * affine, mask=inside, eviction_policy="evict_first")
-        tl.store(place(dbeta, batch, c, p), g, mask=inside, eviction_policy="evict_first")
+        store_wanted(dgamma, batch, c, p, inside, g * affine)
+        store_wanted(dbeta, batch, c, p, inside, g)
         a += h
         b += h * z_hat
     at = (batch * channels + c) * splits + split

@@ -21,14 +21,14 @@ At s = 1 the two agree and no residual is needed.
 Source: iRAG, Sec. 3.3.1 (SFT); SPADE; SUPIR's ZeroSFT.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ragsr.ops._library import claim, define
-from ragsr.ops._operands import check_operands, like, wide
+from ragsr.ops._operands import check_operands, wide
+from ragsr.ops.sft_plain import empty_arranged, group_norm_sft_backward_plain, group_norm_sft_forward_plain
 
 ACTIVATIONS = (None, "silu", "relu")
 
@@ -62,9 +62,9 @@ def group_norm_sft(
     Differentiable in all tensors. Raises `ValueError` for wrong shapes, `TypeError` for wrong dtypes.
     """
     check_group_norm_sft(x, groups, weight, bias, gamma, beta, activation, residual, x2)
-    out, _, _ = torch.ops.ragsr.group_norm_sft_forward(
-        x, groups, weight, bias, gamma, beta, eps, activation, residual, x2, raw_mix
-    )
+    args = x, groups, weight, bias, gamma, beta, eps, activation, residual, x2, raw_mix
+    eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    out, _, _ = Differentiable.apply(*args) if eager else torch.ops.ragsr.group_norm_sft_forward(*args)
     return out
 
 
@@ -74,146 +74,6 @@ def group_norm_sft(
 def sft_plain(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """The op everywhere: it reads and writes each element once, which leaves a kernel of ours nothing to save."""
     return torch.addcmul(shift, x, scale)
-
-
-def group_norm_sft_forward_plain(
-    x: Tensor,
-    groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float = 1e-5,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-    x2: Tensor | None = None,
-    raw_mix: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, and the mean and 1/σ of every group: [B, groups], float32 (float64 for float64)."""
-    z = joined(x, x2)
-    mean, rstd = group_statistics(wide(z), groups, eps)
-    z_hat = normalise_groups(wide(z), mean, rstd)
-    affine = z_hat * per_channel(weight, z) + per_channel(bias, z)
-    out = activate(affine * (1 + wide(gamma)) + wide(beta), activation)
-    if raw_mix is not None:
-        out = raw_mix * out + (1 - raw_mix) * wide(z)
-    if residual is not None:
-        out = out + wide(residual)
-    return arranged(out, x, x2), mean, rstd
-
-
-def joined(x: Tensor, x2: Tensor | None) -> Tensor:
-    return x if x2 is None else torch.cat((x, x2), dim=1)
-
-
-def arranged(result: Tensor, *patterns: Tensor | None) -> Tensor:
-    """`result` in the dtype of the patterns, in memory as `empty_arranged` has it."""
-    return empty_arranged(result.shape, *patterns).copy_(result)
-
-
-def empty_arranged(shape: Sequence[int], *patterns: Tensor | None) -> Tensor:
-    """Fresh [B, C, *]: the channels of a position side by side where all patterns have them so, else contiguous."""
-    present = [p for p in patterns if p is not None]
-    if all(channels_last(p) for p in present):
-        return present[0].new_empty(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
-    return present[0].new_empty(shape)
-
-
-def channels_last(x: Tensor) -> bool:
-    return x.ndim > 2 and x.stride(1) == 1 and x.stride(-1) != 1
-
-
-def group_statistics(z: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """μ and 1/σ of every group, [B, groups]."""
-    members = group_members(z, groups)
-    mean = members.mean(2)
-    variance = (members - mean[..., None]).square().mean(2)
-    return mean, (variance + eps).rsqrt()
-
-
-def normalise_groups(z: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    """ẑ [B, C, *]."""
-    members = group_members(z, mean.shape[1])
-    return ((members - mean[..., None]) * rstd[..., None]).view(z.shape)
-
-
-def group_members(z: Tensor, groups: int) -> Tensor:
-    """[B, C, *] as [B, groups, C/groups · *]: a row holds what shares its statistics."""
-    return z.unflatten(1, (groups, z.shape[1] // groups)).flatten(2).contiguous()
-
-
-def per_channel(x: Tensor, z: Tensor) -> Tensor:
-    """`x` [C] against `z` [B, C, *]."""
-    return wide(x).view(-1, *[1] * (z.ndim - 2))
-
-
-def activate(t: Tensor, activation: str | None) -> Tensor:
-    match activation:
-        case "silu":
-            return t * torch.sigmoid(t)
-        case "relu":
-            return t.clamp_min(0)
-        case _:
-            return t
-
-
-# ------------------------------------------------------------------ backward, plain PyTorch
-
-
-def group_norm_sft_backward_plain(
-    grad: Tensor,
-    x: Tensor,
-    groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    mean: Tensor,  # [B, groups], as the forward gave it
-    rstd: Tensor,  # [B, groups]
-    activation: str | None,
-    x2: Tensor | None,
-    raw_mix: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias, gamma, beta and x2 (no channels where it is absent); the residual's is `grad`.
-
-    Backwards through out = s · act(t) + (1 − s) · z, t = a · (1 + γ) + β, a = ẑ · w + b and ẑ, recomputed from μ, 1/σ.
-    """
-    z, grad, slope = wide(joined(x, x2)), wide(grad), 1 + wide(gamma)
-    z_hat = normalise_groups(z, mean, rstd)
-    affine = z_hat * per_channel(weight, z) + per_channel(bias, z)
-    share = 1.0 if raw_mix is None else raw_mix
-
-    grad_t = activate_backward(share * grad, affine * slope + wide(beta), activation)
-    grad_affine = grad_t * slope
-    grad_z = normalise_groups_backward(grad_affine * per_channel(weight, z), z_hat, rstd)
-    grad_x, grad_x2 = (grad_z + (1 - share) * grad).split([x.shape[1], z.shape[1] - x.shape[1]], dim=1)
-    over_positions = [0, *range(2, z.ndim)]
-    return (
-        arranged(grad_x, x),
-        like((grad_affine * z_hat).sum(over_positions), weight),
-        like(grad_affine.sum(over_positions), bias),
-        arranged((grad_t * affine).sum_to_size(gamma.shape), gamma),
-        arranged(grad_t.sum_to_size(beta.shape), beta),
-        arranged(grad_x2, x[:, :0] if x2 is None else x2),
-    )
-
-
-def activate_backward(grad: Tensor, t: Tensor, activation: str | None) -> Tensor:
-    match activation:
-        case "silu":
-            gate = torch.sigmoid(t)
-            return grad * gate * (1 + t * (1 - gate))
-        case "relu":
-            return grad * (t > 0)
-        case _:
-            return grad
-
-
-def normalise_groups_backward(grad: Tensor, z_hat: Tensor, rstd: Tensor) -> Tensor:
-    """Through the normalisation: what a group shares (its mean and its spread) takes its part of the gradient away."""
-    g, n = group_members(grad, rstd.shape[1]), group_members(z_hat, rstd.shape[1])
-    g = g - g.mean(2, keepdim=True) - n * (g * n).mean(2, keepdim=True)
-    return (rstd[..., None] * g).view(z_hat.shape)
 
 
 # ------------------------------------------------------------------ checks
@@ -309,10 +169,15 @@ def group_norm_sft_backward_fake(
     activation: str | None,
     x2: Tensor | None,
     raw_mix: float | None,
+    of_x: bool = True,
+    of_gamma: bool = True,
+    of_beta: bool = True,
 ) -> tuple[Tensor, ...]:
-    maps = (gamma, beta, x[:, :0] if x2 is None else x2)
-    dgamma, dbeta, dx2 = (empty_arranged(m.shape, m) for m in maps)
-    return empty_arranged(x.shape, x), torch.empty_like(weight), torch.empty_like(bias), dgamma, dbeta, dx2
+    def empty(map_: Tensor, wanted: bool) -> Tensor:
+        return empty_arranged(map_.shape, map_) if wanted else map_.new_empty(0)
+
+    dx, dx2 = empty(x, of_x), empty(x[:, :0] if x2 is None else x2, of_x)
+    return dx, torch.empty_like(weight), torch.empty_like(bias), empty(gamma, of_gamma), empty(beta, of_beta), dx2
 
 
 # ------------------------------------------------------------------ autograd
@@ -330,20 +195,51 @@ def sft_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def group_norm_sft_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, ctx.groups, weight, bias, gamma, beta, _, ctx.activation, residual, x2, ctx.raw_mix = inputs
+    x, ctx.groups, weight, bias, gamma, beta, _, ctx.activation, _, x2, ctx.raw_mix = inputs
     _, mean, rstd = output
-    ctx.has_residual = residual is not None
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, weight, bias, gamma, beta, mean, rstd, x2)
 
 
+def needs_gradient(ctx: Any, i: int) -> bool:
+    """Of input i; the dispatcher leaves out the last ones where they have their defaults."""
+    return i < len(ctx.needs_input_grad) and ctx.needs_input_grad[i]
+
+
 def group_norm_sft_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, gamma, beta, mean, rstd, x2 = ctx.saved_tensors
+    of_x, of_gamma, of_beta, of_residual, of_x2 = (needs_gradient(ctx, i) for i in (0, 4, 5, 8, 9))
+    # added last: its gradient is that of the result
+    beta_is_added = ctx.activation is None and ctx.raw_mix is None and beta.shape == grad.shape
+    wanted = of_x or of_x2, of_gamma, of_beta and not beta_is_added
     dx, dweight, dbias, dgamma, dbeta, dx2 = torch.ops.ragsr.group_norm_sft_backward(
-        grad, x, ctx.groups, weight, bias, gamma, beta, mean, rstd, ctx.activation, x2, ctx.raw_mix
+        grad, x, ctx.groups, weight, bias, gamma, beta, mean, rstd, ctx.activation, x2, ctx.raw_mix, *wanted
     )
-    dresidual = grad if ctx.has_residual else None
-    return dx, None, dweight, dbias, dgamma, dbeta, None, None, dresidual, None if x2 is None else dx2, None
+    return (
+        dx if of_x else None,
+        None,
+        dweight,
+        dbias,
+        dgamma if of_gamma else None,
+        (grad if beta_is_added else dbeta) if of_beta else None,
+        None,
+        None,
+        grad if of_residual else None,
+        dx2 if of_x2 else None,
+        None,
+    )
+
+
+class Differentiable(torch.autograd.Function):
+    """The op for eager mode, without what `torch.library` does on the way to its autograd: it helps small layers."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = torch.ops.ragsr.group_norm_sft_forward(*args)
+        group_norm_sft_setup(ctx, args, output)
+        return output
+
+    backward = staticmethod(group_norm_sft_backward)
 
 
 define(
@@ -364,7 +260,8 @@ define(
 )
 define(
     "group_norm_sft_backward(Tensor grad, Tensor x, int groups, Tensor weight, Tensor bias, Tensor gamma, Tensor beta, "
-    "Tensor mean, Tensor rstd, str? activation, Tensor? x2, float? raw_mix) "
+    "Tensor mean, Tensor rstd, str? activation, Tensor? x2, float? raw_mix, "
+    "bool of_x=True, bool of_gamma=True, bool of_beta=True) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dgamma, Tensor dbeta, Tensor dx2)",
     plain=group_norm_sft_backward_plain,
     fake=group_norm_sft_backward_fake,
@@ -410,14 +307,18 @@ def group_norm_sft_backward_triton(
     activation: str | None,
     x2: Tensor | None,
     raw_mix: float | None,
+    of_x: bool = True,
+    of_gamma: bool = True,
+    of_beta: bool = True,
 ) -> tuple[Tensor, ...]:
     args = grad, x, groups, weight, bias, gamma, beta, mean, rstd, activation, x2, raw_mix
+    wanted = of_x, of_gamma, of_beta
     if left_to_plain(x, grad):
-        return group_norm_sft_backward_plain(*args)
-    results = group_norm_sft_backward_fake(*args)
+        return group_norm_sft_backward_plain(*args, *wanted)
+    results = group_norm_sft_backward_fake(*args, *wanted)
     from ragsr.kernels import sft
 
-    sft.group_norm_sft_backward(results, *args)
+    sft.group_norm_sft_backward(results, *args, *wanted)
     return results
 
 

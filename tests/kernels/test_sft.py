@@ -49,6 +49,12 @@ def test_half_precision(regime):
         check(args)
 
 
+@pytest.mark.parametrize("regime", ["fused", "split"], indirect=True)
+@pytest.mark.parametrize("wanted", [(True, True, False), (False, False, True)], ids=["x, gamma", "beta"])
+def test_only_wanted_gradients(regime, wanted):
+    check(inputs("group_norm_sft_forward", DEVICE)[3], *wanted)
+
+
 @pytest.mark.parametrize("limit", [0, 1 << 20], ids=["split", "fused"])
 def test_larger_features_in_tiles_as_launched(limit, monkeypatch):
     monkeypatch.setattr(kernel, "chip", lambda _: launch.Chip(4, launch.Tuning(limit, limit, 4)))
@@ -92,13 +98,14 @@ def features(*shape: int, layout: torch.memory_format) -> Tensor:
     return torch.randn(shape, device=DEVICE).to(memory_format=layout)
 
 
-def check(args: tuple) -> None:
+def check(args: tuple, *wanted: bool) -> None:
     args = (*args, *(1e-5, None, None, None, None)[len(args) - 6 :])
     out, mean, rstd = group_norm_sft_forward_triton(*args)
     agree((out, mean, rstd), group_norm_sft_forward_plain(*doubles(args)), args[0].dtype)
     grad = strided(torch.randn_like(out))
     args = grad, *args[:6], mean, rstd, args[7], *args[9:]
-    agree(group_norm_sft_backward_triton(*args), group_norm_sft_backward_plain(*doubles(args)), args[1].dtype)
+    right = group_norm_sft_backward_plain(*doubles(args), *wanted)
+    agree(group_norm_sft_backward_triton(*args, *wanted), right, args[1].dtype)
 
 
 def agree(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], dtype: torch.dtype) -> None:

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,41 @@ def backward_arguments(*args):
     return torch.randn_like(out), *args[:6], mean, rstd, activation, x2, raw_mix
 
 
+def backward_arguments_of(case: int):
+    return backward_arguments(*inputs("group_norm_sft_forward")[case])
+
+
 def assert_backward_precise():
     for dtype in (torch.float32, *HALF):
         for args in inputs("group_norm_sft_forward", dtype=dtype):
             assert_matches_plain("group_norm_sft_backward", *backward_arguments(*args))
+
+
+def test_only_wanted_gradients():
+    for args in map(backward_arguments_of, range(3, 6)):
+        everything = torch.ops.ragsr.group_norm_sft_backward(*args)
+        for wanted in product((False, True), repeat=3):
+            of_x, of_gamma, of_beta = wanted
+            assert_matches_plain("group_norm_sft_backward", *args, *wanted)
+            found = torch.ops.ragsr.group_norm_sft_backward(*args, *wanted)
+            for got, whole, asked in zip(found, everything, (of_x, True, True, of_gamma, of_beta, of_x), strict=True):
+                torch.testing.assert_close(got, whole if asked else whole.new_empty(0), rtol=0, atol=0)
+
+
+def test_gradients_of_what_requires_them():
+    """Any subset of the inputs, as PyTorch composes it; without activation the gradient of β is that of the result."""
+    x, gamma, beta, residual = torch.randn(4, 2, 4, 5, 3)
+    tensors = {"x": x, "weight": torch.randn(4), "bias": torch.randn(4), "gamma": gamma, "beta": beta, "r": residual}
+    above = torch.randn_like(x)
+    for activation in (None, "relu"):
+        for chosen in [("x",), ("gamma",), ("beta", "r"), ("weight", "bias"), ("x", "beta"), tuple(tensors)]:
+            t = {name: a.detach().requires_grad_(name in chosen) for name, a in tensors.items()}
+            composed = F.group_norm(t["x"], 2, t["weight"], t["bias"]) * (1 + t["gamma"]) + t["beta"]
+            composed = (composed.relu() if activation else composed) + t["r"]
+            leaves = [t[name] for name in chosen]
+            args = t["x"], 2, t["weight"], t["bias"], t["gamma"], t["beta"], 1e-5, activation, t["r"]
+            found = torch.autograd.grad(group_norm_sft(*args), leaves, above)
+            torch.testing.assert_close(found, torch.autograd.grad(composed, leaves, above))
 
 
 def test_contract_of_the_backward():

@@ -39,7 +39,7 @@ def forward(x, x2, gamma, beta, out, activation, raw_mix):
 def backward(x, x2, gamma, beta, out, activation, raw_mix):
     vector, statistics = x.new_empty(gamma.shape[1]), x.new_empty(x.shape[0], GROUPS, dtype=torch.float32)
     results = x, vector, vector, out, out, x[:, :0] if x2 is None else x2
-    rest = gamma, beta, statistics, statistics, activation, x2, raw_mix
+    rest = gamma, beta, statistics, statistics, activation, x2, raw_mix, True, True, True
     sft.group_norm_sft_backward(results, out, x, GROUPS, vector, vector, *rest)
 
 
