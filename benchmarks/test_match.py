@@ -18,4 +18,5 @@ def test_match(benchmark, case):
     torch.manual_seed(0)
     inputs = case.make()
     assert_matches_plain(case.op, *inputs)
+    benchmark.extra_info |= {"work": case.work, "unit": case.unit}
     benchmark(getattr(torch.ops.ragsr, case.op), *inputs)

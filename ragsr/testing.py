@@ -88,6 +88,27 @@ def _match_maps() -> list[tuple[Any, ...]]:
     return [*maps, (strided(torch.randn(2, 3, 5, 7)), strided(torch.randn(2, 3, 8, 4)))]
 
 
+def _windows() -> list[tuple[Any, ...]]:
+    """Several references, priors inside and far outside of them, windows of one position to all."""
+
+    def one(a: Tensor, b: list[Tensor], window: int, k: int, patch: int, padding: int) -> tuple[Any, ...]:
+        n = (a.shape[2] + 2 * padding - patch + 1) * (a.shape[3] + 2 * padding - patch + 1)
+        return a, b, torch.randint(-6, 20, (a.shape[0], n, 3)) % 14 - 2, window, k, patch, padding, 1e-12
+
+    maps = [(torch.randn(b, c, *s), torch.randn(b, c, *t)) for b, c, s, t in SIZES_MATCH]
+    several = [torch.randn(2, 5, 4, 13), torch.randn(2, 5, 9, 3), torch.randn(2, 5, 8, 8)]
+    a, b, prior, *settings = one(
+        torch.randn(2, 3, 3, 2), [torch.randn(2, 3, 8, 4), torch.randn(2, 3, 5, 5)], 1, 2, 3, 1
+    )
+    return [
+        *(one(a, [b], window, 1, 3, 1) for window, (a, b) in enumerate(maps)),
+        one(torch.randn(2, 5, 2, 5), several, 2, 2, 3, 1),
+        one(torch.randn(2, 5, 3, 3), several, 100, 2, 2, 0),
+        one(torch.randn(1, 70, 2, 2), [torch.randn(1, 70, 12, 11)], 3, 2, 3, 1),
+        (strided(a), [strided(x) for x in b], strided(prior), *settings),
+    ]
+
+
 def _fold_maps() -> list[tuple[Any, ...]]:
     def one(b: int, c: int, cells: tuple[int, int], grid: tuple[int, int], stride: int) -> tuple[Any, ...]:
         features = torch.randn(b, c, cells[0] * stride, cells[1] * stride)
@@ -232,6 +253,7 @@ INPUTS: dict[str, Callable[[], list[tuple[Any, ...]]]] = {
         [(a, b, 1 + i % 3, 3, 1, 1e-12) for i, (a, b) in enumerate(_match_maps())]
         + [(torch.randn(2, 4, 9, 6), torch.randn(2, 4, 5, 11), 2, patch, 0, 1e-5) for patch in (1, 2, 5)]
     ),
+    "correlation_topk_near": _windows,
     "cosine_gate": _gate_tokens,
     "cosine_topk": lambda: (
         [(torch.randn(q, d), torch.randn(n, d), k) for q, n, d in SIZES_COSINE for k in sorted({1, min(5, n), n})]

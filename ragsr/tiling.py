@@ -29,6 +29,7 @@ SMALLEST = 4 * OVERLAP  # room for a tile to fade in and out without the two mee
 LEAST = 16  # a smaller side is continued by reflection before a model sees it
 
 ModelCall = Callable[[Tensor], tuple[Tensor, Tensor]]  # [1, 3, h, w] -> [1, 3, h·scale, w·scale], [1, 1, same]
+PartCall = Callable[["Part"], tuple[Tensor, Tensor]]  # the same
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,16 @@ class Span:
 class Tile:
     rows: Span
     columns: Span
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a model is given of an image: a tile together with the context that is thrown away afterwards."""
+
+    pixels: Tensor  # [1, 3, h, w]
+    rows: slice  # where they lie in the image
+    columns: slice
+    margins: tuple[int, int, int, int]  # how many of them are context: left, right, top, bottom
 
 
 def tile_size(tile: int | str) -> int:
@@ -83,19 +94,29 @@ def restore_tiled(
     context: int,
 ) -> tuple[Tensor, Tensor]:  # [1, 3, h·scale, w·scale] and [1, 1, h·scale, w·scale]
     """Restore `low` tile by tile and blend: the restored image and the weight of the references, where `low` lies."""
+    return restore_parts(lambda part: model_call(part.pixels), low, scale, tile, context)
+
+
+def restore_parts(part_call: PartCall, low: Tensor, scale: int, tile: int, context: int) -> tuple[Tensor, Tensor]:
+    """`restore_tiled` for a model that asks where a part lies. What it answers for the margins counts for nothing."""
     height, width = low.shape[-2:]
-    low = reflect_to(low, max(height, LEAST), max(width, LEAST))
+    low = at_least(low)
     rows, columns = low.shape[-2:]
     blended = [low.new_zeros(1, channels, rows * scale, columns * scale) for channels in (3, 1)]
-    for part in plan_tiles(rows, columns, tile):
-        outer = _widen(part.rows, context, rows), _widen(part.columns, context, columns)
-        kept = _slice(part.rows, scale, outer[0].start), _slice(part.columns, scale, outer[1].start)
-        place = _slice(part.rows, scale), _slice(part.columns, scale)
-        weights = part.rows.weights(scale)[:, None] * part.columns.weights(scale)
-        for total, piece in zip(blended, model_call(low[..., outer[0], outer[1]]), strict=True):
+    for one in plan_tiles(rows, columns, tile):
+        part = _part(low, one, context)
+        kept = _slice(one.rows, scale, part.rows.start), _slice(one.columns, scale, part.columns.start)
+        place = _slice(one.rows, scale), _slice(one.columns, scale)
+        weights = one.rows.weights(scale)[:, None] * one.columns.weights(scale)
+        for total, piece in zip(blended, part_call(part), strict=True):
             total[..., place[0], place[1]] += piece.to(low)[..., kept[0], kept[1]] * weights.to(low)
     restored, weight = (total[..., : height * scale, : width * scale] for total in blended)
     return restored, weight
+
+
+def at_least(low: Tensor) -> Tensor:
+    """`low` as models see it, continued by reflection to sides of `LEAST`."""
+    return reflect_to(low, max(low.shape[-2], LEAST), max(low.shape[-1], LEAST))
 
 
 def reflect_to(x: Tensor, height: int, width: int) -> Tensor:
@@ -120,6 +141,17 @@ def _plan_spans(length: int, tile: int, overlap: int) -> list[Span]:
     starts = [i * (length - size) // (count - 1) for i in range(count)]
     shared = [0, *(before + size - after for before, after in itertools.pairwise(starts)), 0]
     return [Span(start, start + size, shared[i], shared[i + 1]) for i, start in enumerate(starts)]
+
+
+def _part(low: Tensor, tile: Tile, context: int) -> Part:
+    rows, columns = _widen(tile.rows, context, low.shape[-2]), _widen(tile.columns, context, low.shape[-1])
+    margins = (
+        tile.columns.start - columns.start,
+        columns.stop - tile.columns.stop,
+        tile.rows.start - rows.start,
+        rows.stop - tile.rows.stop,
+    )
+    return Part(low[..., rows, columns], rows, columns, margins)
 
 
 def _widen(span: Span, context: int, length: int) -> slice:

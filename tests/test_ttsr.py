@@ -1,6 +1,7 @@
 """TTSR against the recorded original, and what ragsr adds to it: any sizes, several references, bounded memory."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 from ragsr.errors import InputError
 from ragsr.models import ttsr, views
 from ragsr.models.ttsr import TTSR, Textures, TTSRNet, blur, canvas_of, net_of
-from ragsr.models.ttsr_net import CELLS, Transferred, enlarge
+from ragsr.models.ttsr_net import CELLS, enlarge
 from ragsr.ops import gather_fold, match
+from ragsr.pipelines import RefSRPipeline
 from tests.golden import FULL, HERE
 
 FOLDER = (FULL if (FULL / "ttsr_tiny").is_dir() else HERE) / "ttsr_tiny"
@@ -63,10 +65,10 @@ def expect_all(prefix: str, net: TTSRNet, textures: Textures) -> None:
     sure = GOLDEN[f"output.{prefix}margin"] > 1e-5
     assert sure.float().mean() > 0.9
     assert torch.equal(found.index.flatten(1)[sure], GOLDEN[f"output.{prefix}argmax"][sure])
-    expect(f"{prefix}T_lv3", found.levels[2])
+    expect(f"{prefix}T_lv3", found.level(3))
     if not prefix:
-        expect("T_lv2", found.levels[1])
-        expect("T_lv1", found.levels[0])
+        expect("T_lv2", found.level(2))
+        expect("T_lv1", found.level(1))
 
 
 @torch.no_grad()
@@ -174,8 +176,8 @@ def test_the_far_better_reference_wins_and_counts_as_if_alone(model, order):
     query = enlarge(2 * low - 1, 4)
     found, wanted = model.net.transfer(query, several), model.net.transfer(query, alone)
     assert torch.equal(found.score, wanted.score)
-    for a, b in zip(found.levels, wanted.levels, strict=True):
-        assert torch.equal(a, b)
+    for level in (1, 2, 3):
+        assert torch.equal(found.level(level), wanted.level(level))
 
 
 @torch.no_grad()
@@ -201,7 +203,7 @@ def test_no_reference_is_a_score_of_zero(net):
     found = net.transfer(enlarged, net.textures([GOLDEN["input.ref"]]))
     image, score = net(low, enlarged, net.textures([]))
     assert (score == 0).all()
-    assert torch.equal(image, net.MainNet(low, Transferred(torch.zeros_like(found.score), found.index, found.levels)))
+    assert torch.equal(image, net.MainNet(low, replace(found, score=torch.zeros_like(found.score))))
     assert not torch.equal(image, net.MainNet(low, found))
 
 
@@ -287,10 +289,47 @@ def test_context_of_the_published_size():
 def test_references_are_extracted_once(model, monkeypatch):
     prepared = model.prepare([picture(16, 16, seed=1), picture(12, 20, seed=2)])
     calls = []
-    handle = model.net.LTE.register_forward_hook(lambda module, args, output: calls.append(args[0].shape))
+    handle = model.net.LTE.slice1.register_forward_hook(lambda module, args, output: calls.append(args[0].shape))
     model(picture(5, 6), prepared)
     handle.remove()
     assert calls == [(1, 3, 20, 24)]
+
+
+def test_a_photo_is_searched_once_and_tiles_agree(monkeypatch):
+    """Whatever the tiles and however many rows are searched at a time. Margins that get narrower leave no trace."""
+    model = TTSR(small((1, 1, 1, 1)))
+    low, references = picture(18, 130, seed=3), [picture(24, 40, seed=1), picture(20, 36, seed=2)]
+    prepared = model.prepare(references)
+    whole, weight = model(low, prepared)
+    searched = []
+    monkeypatch.setattr(ttsr, "BAND", 130 * 4)
+    search = ttsr.correlation_topk
+    monkeypatch.setattr(
+        ttsr, "correlation_topk", lambda a, *rest, **more: searched.append(a) or search(a, *rest, **more)
+    )
+    parts = RefSRPipeline(model, tile=64).restore(low, prepared)
+    assert len(searched) == 5  # bands of 4 rows
+    assert sum(a.shape[2] for a in searched) <= 18 + 2 * 5
+    torch.testing.assert_close(parts[0], whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(parts[1], weight, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("missing", [0, 3])
+def test_margins_are_cut_to_what_the_next_stages_need(missing):
+    """To all of it, in float64: with 3 pixels less the result would be another."""
+    net = small((1, 1, 1, 1)).double()
+    low = 2 * picture(5, 130).double() - 1
+    found = net.transfer(enlarge(low, 4), net.textures([2 * picture(16, 60, seed=1).double() - 1]))
+    first, second, third = net.MainNet.reach
+    net.MainNet.reach = (first, second - missing, third - missing)
+    seen = []
+    net.MainNet.ex123.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[3]))
+    cut, whole = net.MainNet(low, found, (50, 40, 0, 0)), net.MainNet(low, found)
+    assert seen == [40 + 2 * (third - missing), 130]
+    difference = (cut - whole)[..., 200:360].abs().max()
+    assert difference < 1e-13 if missing == 0 else difference > 1e-12
+    assert (cut[..., 0] == 0).all()
 
 
 def test_the_relevance_matrix_is_never_stored(monkeypatch):

@@ -1,12 +1,17 @@
 """Patch matching and texture transfer: the maps of TTSR and of the registration, against the originals' formulas.
 
 The originals store what they compare: `unfold + bmm + max` is TTSR's search, `unfold + gather + fold` its transfer.
+A search is measured in products of channels, C for each pair of pixels, and its limit is a matrix product of PyTorch
+with as many; nine times as many stand in the original. In windows the nine are done, for want of neighbours to share
+them. A transfer is measured in the bytes of features, index and result, and its limit is reading as many.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from limits import product_limit, read_limit
 from torch import Tensor
 
 from . import Case
@@ -41,8 +46,45 @@ def search(channels: int, a: tuple[int, int], b: tuple[int, int], patch: int) ->
     def make() -> tuple[Tensor, Tensor, int, int, int, float]:
         return torch.randn(1, channels, *a), torch.randn(1, channels, *b), 1, patch, patch // 2, 1e-12
 
-    pairs = a[0] * a[1] * b[0] * b[1]
-    return Case("correlation_topk", name, make, pairs, "pairs", {"unfold + bmm + max": unfold_bmm_max})
+    products = float(channels * a[0] * a[1] * b[0] * b[1])
+    peers = {"unfold + bmm + max": unfold_bmm_max}
+    return Case(
+        "correlation_topk",
+        name,
+        make,
+        products,
+        "products",
+        peers,
+        limit=lambda device: product_limit(device, 2 * products, torch.float32),
+    )
+
+
+def everywhere(a: Tensor, b: list[Tensor], prior: Tensor, window: int, *settings: Any) -> Callable[[], Any]:
+    """What the window saves."""
+    return lambda: torch.ops.ragsr.correlation_topk(a, b[0], *settings)
+
+
+def windows(channels: int, side: int, wide: int, window: int) -> Case:
+    """Every position is expected where the coarser search of a pyramid would have put it, with some error."""
+
+    def make() -> tuple[Any, ...]:
+        y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        places = torch.stack((torch.zeros_like(y), y, x), dim=2).view(1, -1, 3) * (wide // side)
+        maps = torch.randn(1, channels, side, side), [torch.randn(1, channels, wide, wide)]
+        return *maps, places + torch.randint(-2, 3, places.shape), window, 1, 3, 1, 1e-12
+
+    products = float(9 * channels * side**2 * (2 * window + 1) ** 2)
+    name = f"{channels} channels, {side}×{side} in {wide}×{wide}, window {window}"
+    peers = {"the search everywhere": everywhere}
+    return Case(
+        "correlation_topk_near",
+        name,
+        make,
+        products,
+        "products",
+        peers,
+        limit=lambda device: product_limit(device, 2 * products, torch.float32),
+    )
 
 
 def transfer(channels: int, side: int, stride: int) -> Case:
@@ -51,14 +93,16 @@ def transfer(channels: int, side: int, stride: int) -> Case:
         return features, torch.randint(0, side * side, (1, side, side)), 3 * stride, stride
 
     name = f"{channels} channels, {side}×{side} cells of {stride}×{stride}"
-    work = channels * (side * stride) ** 2
-    return Case("gather_fold", name, make, work, "numbers", {"unfold + gather + fold": unfold_gather_fold})
+    moved = 2.0 * 4 * channels * (side * stride) ** 2 + 8 * side**2
+    peers = {"unfold + gather + fold": unfold_gather_fold}
+    return Case("gather_fold", name, make, moved, "B", peers, limit=lambda device: read_limit(device, int(moved)))
 
 
 CASES = [
     search(3, (88, 88), (96, 144), 7),  # the registration of a tile
     search(256, (64, 64), (64, 64), 3),  # TTSR at 256² pixels
     search(256, (96, 96), (96, 96), 3),  # and at 384²
+    windows(256, 48, 96, 4),
     transfer(256, 128, 1),
     transfer(128, 128, 2),
     transfer(64, 128, 4),

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from limits import read_limit
 from torch import Tensor
 
 from . import Case
@@ -111,7 +112,8 @@ def case(
 ) -> Case:
     name = f"{layer} {'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')} {layout}".strip()
     bytes_ = float(passes * torch.Size(shape).numel() * dtype.itemsize)
-    return Case(op, name, make, bytes_, "B", {"eager": peers(eager), "torch.compile": peers(compiled)})
+    around = {"eager": peers(eager), "torch.compile": peers(compiled)}
+    return Case(op, name, make, bytes_, "B", around, limit=lambda device: read_limit(device, int(bytes_)))
 
 
 def alone(*shape: int) -> Case:
@@ -124,7 +126,11 @@ def alone(*shape: int) -> Case:
     name = "x".join(map(str, shape)) + " float32"
     work = 16.0 * torch.Size(shape).numel()
     peers = {"mul, add": mul_add, "addcmul": addcmul}
-    return Case("sft", name, lambda: tuple(torch.randn(3, *shape).unbind()), work, "B", peers)
+
+    def make() -> tuple[Tensor, ...]:
+        return tuple(torch.randn(3, *shape).unbind())
+
+    return Case("sft", name, make, work, "B", peers, limit=lambda device: read_limit(device, int(work)))
 
 
 CASES = [

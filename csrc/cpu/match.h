@@ -42,13 +42,6 @@ struct PatchMap {
   bool has_row(int64_t padded) const { return padded >= padding && padded < padding + height; }
 };
 
-// Where the answer for one map goes: [positions of a, k].
-template <class T>
-struct MatchAnswer {
-  T* score;
-  int64_t* index;
-  int64_t k;
-};
 
 // ---------------------------------------------------------------- preparations
 
@@ -166,6 +159,20 @@ class Largest {
   int64_t k_;
   std::vector<T> scores_;
   std::vector<int64_t> indices_;
+};
+
+// Where the answer for one map goes: [positions of a, k].
+template <class T>
+struct MatchAnswer {
+  T* score;
+  int64_t* index;
+  int64_t k;
+
+  // What was found for the place `from` of a task, for this position, whose norm is divided by.
+  void write(int64_t position, const Largest<T>& largest, int64_t from, T norm) const {
+    std::copy_n(largest.indices(from), k, index + position * k);
+    for (int64_t j = 0; j < k; ++j) score[position * k + j] = largest.scores(from)[j] / norm;
+  }
 };
 
 // ---------------------------------------------------------------- a task
@@ -293,9 +300,7 @@ void correlation_topk(const SearchKernel<T>& kernel, const PatchMap<T>& a, const
     search.run();
     for (int64_t i = 0; i < block.rows * block.columns; ++i) {
       const int64_t position = (y + i / block.columns) * a.columns() + x + i % block.columns;
-      const T norm = norms[static_cast<size_t>(position)] + eps;
-      std::copy_n(search.largest.indices(i), answer.k, answer.index + position * answer.k);
-      for (int64_t j = 0; j < answer.k; ++j) answer.score[position * answer.k + j] = search.largest.scores(i)[j] / norm;
+      answer.write(position, search.largest, i, norms[static_cast<size_t>(position)] + eps);
     }
   });
 }

@@ -118,7 +118,36 @@ RAGSR_TARGET T score_row(const T* const* sums, int64_t offset, int64_t patch, co
   return best;
 }
 
+// scores [count] = scale · the inner product of a patch a and the one at b, a pixel further for every next score. A patch
+// is `patch` rows of `run` numbers, whole vectors in a, where zeros fill the last; four scores share what is read of a.
+template <class T, int Together>
+RAGSR_TARGET inline __attribute__((always_inline)) void score_together(const T* a, const T* b, int64_t row,
+                                                                       int64_t channels, int64_t patch, int64_t run,
+                                                                       const T* scale, T* scores) {
+  Vector<T> sum[Together] = {};
+  for (int64_t y = 0; y < patch; ++y, a += run, b += row)
+    for (int64_t x = 0; x < run; x += kLanes<T>) {
+      const Vector<T> left = load(a + x);
+#pragma GCC unroll 4
+      for (int i = 0; i < Together; ++i) sum[i] += left * load(b + i * channels + x);
+    }
+  for (int i = 0; i < Together; ++i) {
+    T total = sum[i][0];
+    for (int64_t lane = 1; lane < kLanes<T>; ++lane) total += sum[i][lane];
+    scores[i] = total * scale[i];
+  }
+}
+
+template <class T>
+RAGSR_TARGET void score_neighbours(const T* a, const T* b, int64_t row, int64_t channels, int64_t patch, int64_t run,
+                                   const T* scale, int64_t count, T* scores) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    score_together<T, 4>(a, b + i * channels, row, channels, patch, run, scale + i, scores + i);
+  for (; i < count; ++i) score_together<T, 1>(a, b + i * channels, row, channels, patch, run, scale + i, scores + i);
+}
+
 template <class T>
 SearchKernel<T> search_kernel(const char* name) {
-  return {name, {kLanes<T>, kTall, kShort}, multiply<T>, add_diagonals<T>, score_row<T>};
+  return {name, {kLanes<T>, kTall, kShort}, multiply<T>, add_diagonals<T>, score_row<T>, score_neighbours<T>};
 }

@@ -35,6 +35,8 @@ struct SearchKernel {
   void (*add_diagonals)(const T* g, int64_t stride, int64_t patch, int64_t rows, int64_t columns, T* out,
                         int64_t out_stride);
   T (*score_row)(const T* const* sums, int64_t offset, int64_t patch, const T* scale, int64_t columns, T* scores);
+  void (*score_neighbours)(const T* a, const T* b, int64_t row, int64_t channels, int64_t patch, int64_t run,
+                           const T* scale, int64_t count, T* scores);
 };
 
 namespace match_portable {

@@ -15,8 +15,8 @@ Source: Yang et al., Learning Texture Transformer Network for Image Super-Resolu
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -26,11 +26,13 @@ from torch import Tensor, nn
 
 from ragsr.errors import InputError
 from ragsr.models.loading import load_into, load_weights
-from ragsr.models.ttsr_net import CELLS, Levels, MainNet, TextureExtractor, Transferred, enlarge
+from ragsr.models.ttsr_net import CELLS, Levels, MainNet, Margins, TextureExtractor, Transferred, enlarge
 from ragsr.models.views import check_image, usable
-from ragsr.ops import correlation_topk, gather_fold
+from ragsr.ops import correlation_topk
 
 SCALE = 4
+BAND = 1 << 16  # low-quality pixels searched for at a time: half a gigabyte of features on the way
+FEATURE_REACH = 6  # low-quality pixels around a cell of level 3: bicubic enlargement 2, LTE 13 fine pixels and so 4
 FIRST = "MainNet.SFE.conv_head.weight"  # what a checkpoint of TTSR is recognised by
 
 
@@ -40,6 +42,11 @@ class Textures:
 
     searched: tuple[Tensor, ...]  # per reference: level 3 of its blurred version, [B, 256, h_r, w_r]
     canvas: Levels | None  # the sharp features of all of them, below each other
+
+    @property
+    def sizes(self) -> tuple[list[int], list[int]]:
+        """Heights and widths of what is searched."""
+        return [x.shape[2] for x in self.searched], [x.shape[3] for x in self.searched]
 
 
 # ------------------------------------------------------------------ the model
@@ -74,10 +81,25 @@ class TTSR:
     @torch.no_grad()
     def __call__(self, low: Tensor, prepared: Textures) -> tuple[Tensor, Tensor]:
         """Restore low [1, 3, h, w]: the image [1, 3, 4h, 4w], and S in [0, 1] at that size [1, 1, 4h, 4w]."""
+        return self.for_photo(low, prepared)(low, slice(None), slice(None), (0, 0, 0, 0))
+
+    @torch.no_grad()
+    def for_photo(
+        self, low: Tensor, prepared: Textures
+    ) -> Callable[[Tensor, slice, slice, Margins], tuple[Tensor, Tensor]]:
+        """Search for a photo [1, 3, h, w] once. What comes back restores any part of it, see `PhotoModel`."""
         check_image("the low-quality image", low, 1)
-        image, score = self.net.to(low.device)(2 * low - 1, enlarge(2 * low - 1, SCALE), prepared)
-        weight = F.interpolate(score.clamp(0, 1), scale_factor=SCALE, mode="bilinear", align_corners=False)
-        return (image + 1) / 2, weight
+        net = self.net.to(low.device)
+        found = net.transfer_photo(2 * low - 1, prepared)
+
+        @torch.no_grad()
+        def restore(part: Tensor, rows: slice, columns: slice, margins: Margins) -> tuple[Tensor, Tensor]:
+            here = None if found is None else found.part(rows, columns)
+            score = part.new_zeros(1, 1, *part.shape[2:]) if here is None else here.score
+            weight = F.interpolate(score.clamp(0, 1), scale_factor=SCALE, mode="bilinear", align_corners=False)
+            return (net.MainNet(2 * part - 1, here, margins) + 1) / 2, weight
+
+        return restore
 
 
 def net_of(weights: dict[str, Tensor], what: str) -> "TTSRNet":
@@ -122,7 +144,7 @@ class TTSRNet(nn.Module):
         super().__init__()
         self.MainNet = MainNet(channels, blocks, residual_scale)
         self.LTE = TextureExtractor()
-        self.context = reach(blocks)
+        self.context = self.MainNet.reach[0]
 
     def forward(self, low: Tensor, enlarged: Tensor, textures: Textures) -> tuple[Tensor, Tensor]:
         """low [B, 3, h, w] and the same enlarged [B, 3, 4h, 4w] -> image [B, 3, 4h, 4w] and S [B, 1, h, w]."""
@@ -135,53 +157,44 @@ class TTSRNet(nn.Module):
         sharp = [self.LTE(reference) for reference in references]
         return Textures(tuple(self.LTE(blur(reference))[2] for reference in references), canvas_of(sharp))
 
-    def search(self, query: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-        """Sec. 3.2, relevance and hard attention: the best match of every 3 × 3 patch.
-
-        Level 3 of the enlarged image [B, 256, h, w] and of one blurred reference [B, 256, h', w'] -> score [B, 1, h, w]
-        and index int64 [B, h, w], row-major over h' × w'.
-        """
-        score, index = correlation_topk(query, reference, k=1, patch=3, padding=1)  # [B, h·w, 1]
-        return score.view(-1, 1, *query.shape[2:]), index.view(-1, *query.shape[2:])
-
     def transfer(self, enlarged: Tensor, textures: Textures) -> Transferred | None:
-        """Sec. 3.2, transfer: the texture at the best match of every cell; None without references."""
-        if textures.canvas is None:
+        """Sec. 3.2: where every cell of the enlarged image finds its texture, and how alike it is; None without
+        references.
+        """
+        return self.search(self.LTE.coarsest(enlarged), textures) if textures.searched else None
+
+    def transfer_photo(self, low: Tensor, textures: Textures) -> Transferred | None:
+        """`transfer` for a low-quality image of any size: some rows at a time, each with those it depends on."""
+        height, rows = low.shape[2], max(1, BAND // low.shape[3])
+        if not textures.searched:
             return None
-        score, index = self.search_all(self.LTE(enlarged)[2], textures.searched, textures.canvas[2].shape[3])
-        one, two, three = (
-            gather_fold(canvas, index, patch=3 * cell, stride=cell)
-            for canvas, cell in zip(textures.canvas, CELLS, strict=True)
+        found = [self.search_rows(low, top, min(height, top + rows), textures) for top in range(0, height, rows)]
+        return replace(
+            found[0],
+            score=torch.cat([band.score for band in found], dim=2),
+            index=torch.cat([band.index for band in found], dim=1),
         )
-        return Transferred(score, index, (one, two, three))
 
-    def search_all(self, query: Tensor, searched: Sequence[Tensor], canvas_width: int) -> tuple[Tensor, Tensor]:
-        """`search` in every reference, of equal scores the earlier one's; the index counts the cells of the canvas."""
-        grid = (query.shape[0], *query.shape[2:])
-        best = query.new_full(grid, -torch.inf).unsqueeze(1)  # [B, 1, h, w]
-        place = torch.zeros(grid, dtype=torch.int64, device=query.device)
-        top = 0
-        for reference in searched:
-            height, width = reference.shape[2:]
-            score, index = self.search(query, reference)
-            index = (index // width + top) * canvas_width + index % width
-            better = score > best
-            best, place = torch.where(better, score, best), torch.where(better[:, 0], index, place)
-            top += height + 1
-        return best, place
+    def search_rows(self, low: Tensor, top: int, bottom: int, textures: Textures) -> Transferred:
+        first, last = max(0, top - FEATURE_REACH - 1), min(low.shape[2], bottom + FEATURE_REACH + 1)
+        query = self.LTE.coarsest(enlarge(low[:, :, first:last], SCALE))
+        above, below = max(0, top - 1), min(low.shape[2], bottom + 1)  # a patch reaches one row further
+        found = self.search(query[:, :, above - first : below - first], textures)
+        return found.part(slice(top - above, bottom - above), slice(None))
 
+    def search(self, query: Tensor, textures: Textures) -> Transferred:
+        """Sec. 3.2, relevance and hard attention: of every 3 × 3 patch the best match in all references.
 
-def reach(blocks: tuple[int, ...]) -> int:
-    """How many low-quality pixels around a pixel its restoration depends on, rounded up part by part.
-
-    At the coarsest scale, where a step is longest, a residual block reaches 2 pixels. A run of n blocks has a
-    convolution of reach 1 after it, and the first run one before it too. The search, beside the first run, reaches 9:
-    bicubic enlargement 2, LTE 13 fine pixels and so 4, patch 1, fold 1, head 1. Each of the two exchanges and the
-    merging at the end reach 3: bicubic enlargement 2, convolution 1. The head and the enlargement after the first run
-    add 1 each.
-    """
-    first, *stages = blocks
-    return max(2 + 2 * first, 9) + sum(1 + 2 * n for n in stages) + 3 * 3 + 2
+        The query is level 3 of the enlarged image, [B, 256, h, w]. Of equal scores the earlier reference's counts.
+        """
+        assert textures.canvas is not None
+        score, index, image = correlation_topk(query, textures.searched, k=1, patch=3, padding=1)  # [B, h·w, 1]
+        heights, widths = (query.new_tensor(x, dtype=torch.int64) for x in textures.sizes)
+        top = (heights + 1).cumsum(0) - heights - 1
+        row, column = index // widths[image] + top[image], index % widths[image]
+        place = row * textures.canvas[2].shape[3] + column
+        grid = query.shape[2:]
+        return Transferred(score.view(-1, 1, *grid), place.view(-1, *grid), textures.canvas)
 
 
 def blur(reference: Tensor) -> Tensor:
@@ -207,4 +220,4 @@ def canvas_of(references: Sequence[Levels]) -> Levels | None:
 def stack(maps: Sequence[Tensor], gap: int) -> Tensor:
     """[B, C, h_r, w_r] -> [B, C, Σ(h_r + gap), max w_r]"""
     width = max(x.shape[3] for x in maps)
-    return torch.cat([F.pad(x, (0, width - x.shape[3], 0, gap)) for x in maps], dim=2)
+    return torch.cat([F.pad(x, (0, width - x.shape[3], 0, gap)) for x in maps], dim=2).contiguous()

@@ -7,11 +7,11 @@ there is one; `ragsr env` shows by which. `RAGSR_PLAIN=1` takes the plain forms.
 from ragsr.ops import attention_backward  # noqa: F401  defines the op that the next one's autograd calls
 from ragsr.ops.attention import separate_attention
 from ragsr.ops.attention_affine import fold_into_linear, separate_attention_affine
+from ragsr.ops.correlation import correlation_topk
 from ragsr.ops.cosine import cosine_topk
 from ragsr.ops.fold import gather_fold
 from ragsr.ops.gate import adain, cosine_gate, gated_blend
 from ragsr.ops.hamming import hamming_distance, hamming_topk, pack_bits
-from ragsr.ops.match import correlation_topk
 from ragsr.ops.sft import group_norm_sft, sft
 
 __all__ = [

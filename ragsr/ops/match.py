@@ -1,15 +1,16 @@
 """Patch matching between feature maps.
 
-`correlation_topk` compares the patch around every position i of `a` with the patch around every position j of `b`:
+The op `correlation_topk` compares the patch around every position i of `a` with the patch around every position j of
+`b`:
 
     s(i, j) = <a_i, b_j> / ((|a_i| + eps) (|b_j| + eps))
 
 where a_i holds the C·patch² values under the patch. `padding=1, eps=1e-12` is the search of TTSR (Sec. 3.2: both
 patches L2-normalised, zeros outside the map); `padding=0, eps=1e-5` is that of C2-Matching and DATSR. A patch of zeros
-scores 0.
+scores 0. The public function, which takes several references and windows too, is in `ragsr.ops.correlation`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,45 +21,21 @@ from ragsr.ops._library import claim, define
 BLOCK = 1 << 12  # positions per block: a block of scores takes BLOCK² · 4 bytes per batch row
 
 
-# ------------------------------------------------------------------ public name
-
-
-def correlation_topk(
-    a: Tensor,  # [B, C, H, W]
-    b: Tensor,  # [B, C, H', W']
-    k: int = 1,
-    patch: int = 3,
-    padding: int = 1,
-    eps: float = 1e-12,
-) -> tuple[Tensor, Tensor]:  # float32 [B, N, k], int64 [B, N, k]
-    """The k best matches in `b` of every patch of `a`: scores (a cosine, highest first) and positions.
-
-    N = (H + 2·padding - patch + 1)·(W + 2·padding - patch + 1), row-major; so is the index, over the same kind of grid
-    on `b`. Equal scores go to the lowest index. Scores are float32 (float64 for float64 inputs) and differentiable in
-    `a` and `b`, as in TTSR's soft attention; the index is not. Never stores N×N'. Features are finite: what stands for
-    a score that is not a number is not defined. Raises `ValueError` for a wrong shape, k, patch or padding, `TypeError`
-    for a wrong dtype.
-    """
-    check_correlation_topk(a, b, k, patch, padding, eps)
-    score, index = torch.ops.ragsr.correlation_topk(a, b, k, patch, padding, eps)
-    return score, index
-
-
 # ------------------------------------------------------------------ plain PyTorch
 
 
 def correlation_topk_plain(a: Tensor, b: Tensor, k: int, patch: int, padding: int, eps: float) -> tuple[Tensor, Tensor]:
     """Block after block with a running top-k. The norm of a_i changes no order, so it divides only the winners."""
-    a, b = _padded(a, padding), _padded(b, padding)
+    a, b = padded(a, padding), padded(b, padding)
     scores, indices = [], []
-    for queries in _blocks(a, patch):
-        a_block = _patches_at(a, queries, patch)
+    for queries in blocks(a, patch):
+        a_block = patches_at(a, queries, patch)
         score = a_block.new_empty(a.shape[0], len(queries), 0)
         index = queries.new_empty(a.shape[0], len(queries), 0)
-        for candidates in _blocks(b, patch):
-            b_block = _patches_at(b, candidates, patch)
+        for candidates in blocks(b, patch):
+            b_block = patches_at(b, candidates, patch)
             b_block = b_block / (b_block.norm(dim=1, keepdim=True) + eps)
-            block_score, block_index = _topk(a_block.mT @ b_block, min(k, len(candidates)))
+            block_score, block_index = topk(a_block.mT @ b_block, min(k, len(candidates)))
             score, index = _merge(score, index, block_score, block_index + candidates[0], k)
         scores.append(score / (a_block.norm(dim=1) + eps)[..., None])
         indices.append(index)
@@ -69,15 +46,15 @@ def correlation_topk_backward_plain(
     grad: Tensor, a: Tensor, b: Tensor, score: Tensor, index: Tensor, patch: int, padding: int, eps: float
 ) -> tuple[Tensor, Tensor]:
     """ds/da_i = b_j / (u v) - s a_i / (|a_i| u) with u = |a_i| + eps, v = |b_j| + eps; likewise with a, b exchanged."""
-    a_padded, b_padded = _padded(a, padding), _padded(b, padding)
+    a_padded, b_padded = padded(a, padding), padded(b, padding)
     grad_a, grad_b = torch.zeros_like(a_padded), torch.zeros_like(b_padded)
-    for queries in _blocks(a_padded, patch):
-        a_i = _patches_at(a_padded, queries, patch)
+    for queries in blocks(a_padded, patch):
+        a_i = patches_at(a_padded, queries, patch)
         a_norm = a_i.norm(dim=1, keepdim=True)
         for rank in range(index.shape[2]):
             matches = index[:, queries, rank]
             g, s = grad[:, None, queries, rank], score[:, None, queries, rank]
-            b_j = _patches_at(b_padded, matches, patch)
+            b_j = patches_at(b_padded, matches, patch)
             b_norm = b_j.norm(dim=1, keepdim=True)
             shared = g / ((a_norm + eps) * (b_norm + eps))
             _add_patches(grad_a, queries, shared * b_j - g * s * _over(a_i, a_norm * (a_norm + eps)), patch)
@@ -85,7 +62,7 @@ def correlation_topk_backward_plain(
     return _unpadded(grad_a, padding).to(a.dtype), _unpadded(grad_b, padding).to(b.dtype)
 
 
-def _topk(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def topk(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Top k of the last dimension, the lowest index first among equals, which `torch.topk` does not promise."""
     values, indices = [], []
     for _ in range(k):
@@ -104,7 +81,7 @@ def _merge(score: Tensor, index: Tensor, new_score: Tensor, new_index: Tensor, k
     return score[..., :k], index[..., :k]
 
 
-def _padded(x: Tensor, padding: int) -> Tensor:
+def padded(x: Tensor, padding: int) -> Tensor:
     wide = x if x.dtype == torch.float64 else x.float()
     return F.pad(wide, (padding,) * 4).contiguous()
 
@@ -113,10 +90,9 @@ def _unpadded(x: Tensor, padding: int) -> Tensor:
     return x[:, :, padding : x.shape[2] - padding, padding : x.shape[3] - padding]
 
 
-def _blocks(padded: Tensor, patch: int) -> Iterator[Tensor]:
-    """The positions of all patches, row-major, in pieces of at most BLOCK."""
-    n = (padded.shape[2] - patch + 1) * (padded.shape[3] - patch + 1)
-    yield from torch.arange(n, device=padded.device).split(BLOCK)
+def blocks(padded: Tensor, patch: int, size: int | None = None) -> Iterator[Tensor]:
+    """The positions of all patches, row-major, in pieces of at most `size`, or BLOCK."""
+    yield from torch.arange(positions(padded, patch, 0), device=padded.device).split(size or BLOCK)
 
 
 def _pixels_under(positions: Tensor, width: int, patch: int) -> Tensor:
@@ -128,7 +104,7 @@ def _pixels_under(positions: Tensor, width: int, patch: int) -> Tensor:
     return corner.unsqueeze(-2) + inside[:, None]
 
 
-def _patches_at(padded: Tensor, positions: Tensor, patch: int) -> Tensor:
+def patches_at(padded: Tensor, positions: Tensor, patch: int) -> Tensor:
     """Patches at `positions` ([n], or [B, n] to differ over the batch) as columns: [B, C·patch², n]."""
     batch, channels = padded.shape[:2]
     pixels = _pixels_under(positions, padded.shape[3], patch)
@@ -140,7 +116,7 @@ def _patches_at(padded: Tensor, positions: Tensor, patch: int) -> Tensor:
 
 
 def _add_patches(padded: Tensor, positions: Tensor, patches: Tensor, patch: int) -> None:
-    """Add columns [B, C·patch², n] into the map where `_patches_at` reads them: its adjoint, in place."""
+    """Add columns [B, C·patch², n] into the map where `patches_at` reads them: its adjoint, in place."""
     batch, channels = padded.shape[:2]
     pixels = _pixels_under(positions, padded.shape[3], patch).flatten(-2).expand(batch, -1)
     values = patches.reshape(batch, channels, pixels.shape[1])
@@ -156,31 +132,25 @@ def _over(x: Tensor, divisor: Tensor) -> Tensor:
 
 
 def check_correlation_topk(a: Tensor, b: Tensor, k: int, patch: int, padding: int, eps: float) -> None:
-    for name, x in (("a", a), ("b", b)):
-        if not x.dtype.is_floating_point:
-            raise TypeError(f"correlation_topk: {name} is {x.dtype}; features are floating point")
-        if x.ndim != 4:
-            raise ValueError(
-                f"correlation_topk: {name} has shape {tuple(x.shape)}; it must be [batch, channels, height, width]"
-            )
-        if min(x.shape[2:]) + 2 * padding < patch:
-            raise ValueError(
-                f"correlation_topk: {name} is {x.shape[2]}×{x.shape[3]} with padding {padding}; "
-                f"a patch of {patch} does not fit: use a larger map, more padding or a smaller patch"
-            )
-    if a.shape[:2] != b.shape[:2]:
-        raise ValueError(
-            f"correlation_topk: a is {tuple(a.shape)} and b {tuple(b.shape)}; batch and channels must be equal"
-        )
-    if a.dtype != b.dtype or a.device != b.device:
-        raise TypeError(
-            f"correlation_topk: a is {a.dtype} on {a.device} and b {b.dtype} on {b.device}; convert one to the other's"
-        )
+    check_maps(a, [b], patch, padding, eps)
+    check_k(k, positions(b, patch, padding))
+
+
+def check_maps(a: Tensor, references: Sequence[Tensor], patch: int, padding: int, eps: float) -> None:
+    if not references:
+        raise ValueError("correlation_topk: b holds no reference; give at least one map")
     if patch < 1 or padding < 0 or eps < 0:
         raise ValueError(
             f"correlation_topk: patch {patch}, padding {padding}, eps {eps}; patch >= 1 and the others >= 0"
         )
-    candidates = _positions(b, patch, padding)
+    _check_map("a", a, patch, padding)
+    for number, b in enumerate(references):
+        name = "b" if len(references) == 1 else f"b[{number}]"
+        _check_map(name, b, patch, padding)
+        _check_pair(name, a, b)
+
+
+def check_k(k: int, candidates: int) -> None:
     if k < 1 or k > candidates:
         raise ValueError(
             f"correlation_topk: k is {k} with {candidates} candidates; "
@@ -188,8 +158,40 @@ def check_correlation_topk(a: Tensor, b: Tensor, k: int, patch: int, padding: in
         )
 
 
-def _positions(x: Tensor, patch: int, padding: int) -> int:
-    return (x.shape[2] + 2 * padding - patch + 1) * (x.shape[3] + 2 * padding - patch + 1)
+def _check_map(name: str, x: Tensor, patch: int, padding: int) -> None:
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"correlation_topk: {name} is {x.dtype}; features are floating point")
+    if x.ndim != 4:
+        raise ValueError(
+            f"correlation_topk: {name} has shape {tuple(x.shape)}; it must be [batch, channels, height, width]"
+        )
+    if min(x.shape[2:]) + 2 * padding < patch:
+        raise ValueError(
+            f"correlation_topk: {name} is {x.shape[2]}×{x.shape[3]} with padding {padding}; "
+            f"a patch of {patch} does not fit: use a larger map, more padding or a smaller patch"
+        )
+
+
+def _check_pair(name: str, a: Tensor, b: Tensor) -> None:
+    if a.shape[:2] != b.shape[:2]:
+        raise ValueError(
+            f"correlation_topk: a is {tuple(a.shape)} and {name} {tuple(b.shape)}; batch and channels must be equal"
+        )
+    if a.dtype != b.dtype or a.device != b.device:
+        raise TypeError(
+            f"correlation_topk: a is {a.dtype} on {a.device} and {name} {b.dtype} on {b.device}; "
+            "convert one to the other's"
+        )
+
+
+def grid_of(x: Tensor, patch: int, padding: int) -> tuple[int, int]:
+    """Rows and columns of the positions of patches."""
+    return x.shape[2] + 2 * padding - patch + 1, x.shape[3] + 2 * padding - patch + 1
+
+
+def positions(x: Tensor, patch: int, padding: int) -> int:
+    rows, columns = grid_of(x, patch, padding)
+    return rows * columns
 
 
 # ------------------------------------------------------------------ fake, autograd and registration
@@ -197,7 +199,7 @@ def _positions(x: Tensor, patch: int, padding: int) -> int:
 
 def correlation_topk_fake(a: Tensor, b: Tensor, k: int, patch: int, padding: int, eps: float) -> tuple[Tensor, Tensor]:
     check_correlation_topk(a, b, k, patch, padding, eps)
-    shape = (a.shape[0], _positions(a, patch, padding), k)
+    shape = (a.shape[0], positions(a, patch, padding), k)
     score_dtype = a.dtype if a.dtype == torch.float64 else torch.float32
     return a.new_empty(shape, dtype=score_dtype), a.new_empty(shape, dtype=torch.int64)
 

@@ -11,11 +11,11 @@ import hashlib
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -25,7 +25,7 @@ from ragsr.errors import InputError
 from ragsr.gallery import Gallery
 from ragsr.image import MAX_PIXELS, image_to_tensor, load_image, load_reduced, tensor_to_image, to_rgb
 from ragsr.models import views
-from ragsr.tiling import restore_tiled, tile_size
+from ragsr.tiling import Part, PartCall, at_least, restore_parts, tile_size
 
 REMEMBERED = 4  # prepared sets of references that are kept: the photos of a folder often share one
 BAND = 256  # rows
@@ -45,6 +45,20 @@ class Model(Protocol):
 
     def __call__(self, low: Tensor, prepared: Any) -> tuple[Tensor, Tensor]:
         """[1, 3, h, w] -> restored [1, 3, h·scale, w·scale] and the weight of the references [1, 1, same]."""
+        ...
+
+
+@runtime_checkable
+class PhotoModel(Model, Protocol):
+    """A model that looks at a photo as a whole once, before its tiles."""
+
+    def for_photo(
+        self, low: Tensor, prepared: Any
+    ) -> Callable[[Tensor, slice, slice, tuple[int, int, int, int]], tuple[Tensor, Tensor]]:
+        """Do for the photo [1, 3, h, w] what its tiles share. What comes back restores any part of it, from its pixels,
+        the rows and columns they come from, and how many of them at the left, right, top and bottom are context: what
+        is answered there counts for nothing.
+        """
         ...
 
 
@@ -141,13 +155,19 @@ class RefSRPipeline:
         """[1, 3, h, w] -> [1, 3, H, W] and the weight of the references [1, 1, H, W], tile by tile."""
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
-            return restore_tiled(
-                lambda part: self.model(part.to(self.device), prepared),
-                low,
-                self.model.scale,
-                self.tile,
-                self.model.context,
-            )
+            restore_part = self.for_photo(at_least(low).to(self.device), prepared)
+            return restore_parts(restore_part, low, self.model.scale, self.tile, self.model.context)
+
+    def for_photo(self, low: Tensor, prepared: Any) -> PartCall:
+        """What restores the tiles of this photo."""
+        if not isinstance(self.model, PhotoModel):
+            return lambda part: self.model(part.pixels.to(self.device), prepared)
+        restore = self.model.for_photo(low, prepared)
+
+        def restore_part(part: Part) -> tuple[Tensor, Tensor]:
+            return restore(part.pixels.to(self.device), part.rows, part.columns, part.margins)
+
+        return restore_part
 
     def _prepare(self, references: Sequence[str | Path | Image.Image]) -> tuple[Any, list[str | None]]:
         tensors, notes = [], []

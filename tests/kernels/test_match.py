@@ -5,9 +5,11 @@ import torch
 
 from ragsr.ops import fold as plain_fold
 from ragsr.ops import match as plain
+from ragsr.ops import match_near as plain_near
 from ragsr.testing import TOLERANCES, devices, inputs
 
 kernel = pytest.importorskip("ragsr.kernels.match", reason="Triton is not installed")
+near_kernel = pytest.importorskip("ragsr.kernels.match_near", reason="Triton is not installed")
 fold_kernel = pytest.importorskip("ragsr.kernels.fold", reason="Triton is not installed")
 DEVICE = devices()[-1]
 DTYPES = (torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else []))  # the interpreter's is wrong
@@ -34,6 +36,26 @@ def test_ties_go_to_the_lowest_index(monkeypatch, scratch):
     monkeypatch.setattr(kernel, "SCRATCH", scratch)
     one = torch.ones(1, 1, 4, 20, device=DEVICE)
     score, index = kernel.correlation_topk(one, one, 3, 3, 0, 1e-12)
+    assert (index == torch.arange(3, device=DEVICE)).all()
+    assert (score == score[0, 0, 0]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_windows_match_plain(dtype):
+    for a, b, prior, *settings in inputs("correlation_topk_near", DEVICE, dtype)[
+        3 :: 1 if dtype == torch.float32 else 2
+    ]:
+        found = near_kernel.correlation_topk_near(a, b, prior, *settings)
+        wanted = plain_near.correlation_topk_near_plain(a.double(), [x.double() for x in b], prior, *settings)
+        assert_matches(found[0], wanted[0], torch.float32)
+        for got, want in zip(found[1:], wanted[1:], strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_windows_give_ties_to_the_lowest_index():
+    one, b = torch.ones(1, 1, 3, 3, device=DEVICE), torch.ones(1, 1, 5, 20, device=DEVICE)
+    prior = torch.tensor([0, 1, 9], device=DEVICE).expand(1, 1, 3)
+    score, index, _ = near_kernel.correlation_topk_near(one, [b], prior, 9, 3, 3, 0, 1e-12)  # 54 of them
     assert (index == torch.arange(3, device=DEVICE)).all()
     assert (score == score[0, 0, 0]).all()
 

@@ -128,6 +128,8 @@ def fold_arguments() -> list[tuple[Any, ...]]:
 def test_large_searches_match_plain(dtype):
     for args in search_arguments(dtype):
         assert_matches_plain("correlation_topk", *args)
+    for args in inputs("correlation_topk_near", dtype=dtype):
+        assert_matches_plain("correlation_topk_near", *args)
 
 
 def test_large_transfers_match_plain():
