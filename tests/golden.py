@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,10 +25,13 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         return self.name
 
-    def weights(self, network: str = "") -> dict[str, Tensor]:
-        """Those of the one network, or of the one called so, under their published names."""
-        prefix = f"weights.{network}." if network else "weights."
+    def weights(self, prefix: str = "weights.") -> dict[str, Tensor]:
         return {n.removeprefix(prefix): x for n, x in self.tensors.items() if n.startswith(prefix)}
+
+    def check(self, name: str, found: Tensor) -> None:
+        """Is `found` the recorded output, to its own tolerance?"""
+        atol = self.config.get("atol_per_output", {}).get(name, self.config["atol"])
+        torch.testing.assert_close(found, self.tensors[name], rtol=0, atol=atol)
 
 
 def golden_cases(item: str) -> list[Case]:
@@ -45,21 +49,19 @@ def golden_cases(item: str) -> list[Case]:
 
 
 def golden_item(item: str) -> Case:
-    """An item without cases: a whole network. The full set alone holds it, so that elsewhere the test is skipped."""
-    folder = FULL / item
+    """An item that is one case. Where it is too large to travel with the project, the test is skipped."""
+    folder = FULL / item if (FULL / item).is_dir() else HERE / item
     if not folder.is_dir():
-        pytest.skip(f"the recorded outputs of {item} do not travel with the project: {folder} is not there")
-    config = json.loads((folder / "meta.json").read_text())
+        pytest.skip(f"{item} is too large to travel with the project; it lies in ../shared/golden")
     tensors = load_file(folder / "tensors.safetensors")
-    return Case(item, config, {name: _float(x) for name, x in tensors.items()})
+    return Case(item, json.loads((folder / "meta.json").read_text()), {n: _float(x) for n, x in tensors.items()})
 
 
-def inventory(name: str) -> dict[str, list[int]]:
-    """Names and shapes of the tensors of a published checkpoint."""
-    path = FULL / "inventories" / f"{name}.json"
-    if not path.is_file():
-        pytest.skip(f"the inventory {name} does not travel with the project: {path} is not there")
-    return json.loads(path.read_text())["state_dict"]
+def golden_inventory(model: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the published weights."""
+    folder = FULL / "inventories" if FULL.is_dir() else HERE / "inventories"
+    shapes = json.loads((folder / f"{model}.json").read_text())["state_dict"]
+    return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def _float(x: Tensor) -> Tensor:

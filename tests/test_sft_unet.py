@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from golden import golden_item, inventory
+from golden import golden_inventory, golden_item
 
 diffusers = pytest.importorskip("diffusers")
 from ragsr.models.ldm_names import unet_from_ldm, unet_name, vae_from_ldm  # noqa: E402  # they need diffusers
@@ -11,12 +11,8 @@ from ragsr.models.structure import StructureEncoder  # noqa: E402
 from ragsr.models.wrapping import PUBLISHED, WrappingAutoencoder  # noqa: E402
 
 
-def close(out, case, name):
-    torch.testing.assert_close(out, case.tensors[name], rtol=0, atol=case.config["atol_per_output"][name])
-
-
 def shapes(module):
-    return {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 # ------------------------------------------------------------------ recorded originals
@@ -32,7 +28,7 @@ def test_golden_unet(item):
         out_channels=structure["out_channels"],
         channel_mult=tuple(structure["channel_mult"]),
     )
-    encoder.load_state_dict(case.weights("encoder"))
+    encoder.load_state_dict(case.weights("weights.encoder."))
     widths = tuple(sizes["model_channels"] * mult for mult in sizes["channel_mult"])
     unet = SFTUNet(
         sizes["semb_channels"],
@@ -40,13 +36,13 @@ def test_golden_unet(item):
         cross_attention_dim=sizes["context_dim"],
         attention_head_dim=tuple(width // sizes["channels_per_head"] for width in widths),
     )
-    unet.load_state_dict(unet_from_ldm(case.weights("unet")))
+    unet.load_state_dict(unet_from_ldm(case.weights("weights.unet.")))
 
     latents = [given[f"input.{name}"] for name in ("z_lr", "z_inter") if f"input.{name}" in given]
     maps = encoder(latents, given["input.timesteps"])
     for one in maps:
-        close(one, case, f"encoder.{one.shape[-1]}")
-    close(unet(given["input.x_t"], given["input.timesteps"], given["input.context"], maps).sample, case, "out")
+        case.check(f"encoder.{one.shape[-1]}", one)
+    case.check("out", unet(given["input.x_t"], given["input.timesteps"], given["input.context"], maps).sample)
 
 
 @torch.no_grad()
@@ -55,9 +51,9 @@ def test_golden_wrapping_autoencoder():
     vae = WrappingAutoencoder(1, block_out_channels=(32, 32, 32, 32), layers_per_block=1)
     vae.load_state_dict(vae_from_ldm(case.weights()))
     moments, features = vae.encode_with_features(case.tensors["input.x"])
-    close(moments, case, "moments")
+    case.check("moments", moments)
     for i, one in enumerate(features):
-        close(one, case, f"enc_fea.{i}")
+        case.check(f"enc_fea.{i}", one)
     close(
         vae.decode_with_features(case.tensors["input.z"], features, case.config["config"]["fusion_w"]), case, "decoded"
     )
@@ -68,25 +64,25 @@ def test_golden_wrapping_autoencoder():
 
 @pytest.mark.parametrize(("published", "channels"), [("irag_unet", 512), ("stablesr_v2_unet", 256)])
 def test_unet_takes_the_published_weights(published, channels):
-    wanted = {unet_name(name): shape for name, shape in inventory(published).items()}
+    wanted = {unet_name(name): shape for name, shape in golden_inventory(published).items()}
     with torch.device("meta"):
         assert shapes(SFTUNet(channels)) == wanted
 
 
 @pytest.mark.parametrize("published", ["irag_structcond_encoder", "stablesr_v2_structcond_encoder"])
 def test_encoder_takes_the_published_weights(published):
-    wanted = inventory(published)
+    wanted = golden_inventory(published)
     with torch.device("meta"):
         assert shapes(StructureEncoder()) == wanted
 
 
 @pytest.mark.parametrize("published", ["stablesr_cfw_vae", "irag_vae"])
 def test_autoencoder_takes_the_published_weights(published):
-    wanted = inventory(published)
+    wanted = golden_inventory(published)
     with torch.device("meta"):
         renamed = vae_from_ldm({name: torch.empty(shape) for name, shape in wanted.items()})
         vae = WrappingAutoencoder() if published == "stablesr_cfw_vae" else diffusers.AutoencoderKL(**PUBLISHED)
-        assert shapes(vae) == {name: list(tensor.shape) for name, tensor in renamed.items()}
+        assert shapes(vae) == {name: tuple(tensor.shape) for name, tensor in renamed.items()}
 
 
 # ------------------------------------------------------------------ behaviour
