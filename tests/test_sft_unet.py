@@ -54,8 +54,8 @@ def test_golden_wrapping_autoencoder():
     case.check("moments", moments)
     for i, one in enumerate(features):
         case.check(f"enc_fea.{i}", one)
-    close(
-        vae.decode_with_features(case.tensors["input.z"], features, case.config["config"]["fusion_w"]), case, "decoded"
+    case.check(
+        "decoded", vae.decode_with_features(case.tensors["input.z"], features, case.config["config"]["fusion_w"])
     )
 
 
