@@ -15,6 +15,7 @@ from ragsr.chains.cache import Memory
 from ragsr.errors import InputError
 from ragsr.gallery import Gallery
 from ragsr.hosts import host_of, load_host
+from ragsr.hosts.loading import FIRST, POOLED, TEXT, single_file_class
 from ragsr.image import tensor_to_image
 from ragsr.pipelines.refir import ReFIRPipeline
 from ragsr.pipelines.refir_memory import estimate_memory, fitting_tile, record_bytes
@@ -221,6 +222,36 @@ def test_what_changes_the_source_changes_the_key():
     assert cache.hits == 2
 
 
+@pytest.mark.parametrize(
+    "scheduler", ["DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "HeunDiscrete"]
+)
+def test_without_references_it_is_what_diffusers_does(scheduler):
+    """Its img2img from the same latent and seed; every kind of scheduler also carries a source chain."""
+    import diffusers
+
+    made = pipe("sd15")
+    made.scheduler = getattr(diffusers, f"{scheduler}Scheduler").from_config(made.scheduler.config)
+    pipeline = ReFIRPipeline(host_of(made))
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 6, "strength": 0.5, "guidance_scale": 3.0}
+    plain = restore(pipeline, generator=3, **settings).images
+    theirs = diffusers.StableDiffusionImg2ImgPipeline(**made.components, requires_safety_checker=False)
+    theirs.set_progress_bar_config(disable=True)
+    told = {f"{name}_embeds": x for name, x in prompts("sd15").items()}
+    clean = pipeline.host.encode(picture(1), torch.Generator())
+    seed = torch.Generator().manual_seed(3)
+    wanted = theirs(image=clean, generator=seed, output_type="latent", **told, **settings).images
+    assert torch.equal(plain, wanted)
+    injected = restore(pipeline, generator=3, references=good(), **settings).images
+    assert injected.isfinite().all()
+    assert not torch.equal(injected, plain)
+    sampler = pipeline.host.sampler(6, 0.5)
+    noised, started = (
+        call(clean, *step, torch.Generator()) for call, step in ((sampler.noised, (0,)), (sampler.start, ()))
+    )
+    assert torch.equal(noised, sampler.model_input(started, 0, seed))
+
+
 # ------------------------------------------------------------------ modes
 
 
@@ -408,7 +439,7 @@ def test_an_exception_leaves_the_model_as_it_was():
         ({"references": good(2, 40, 20)}, "20x40 pixels, used as 20x40; Stable Diffusion needs 32"),
         ({"references": good(2, 8, 2000)}, "2000x8 pixels"),
         ({"prompt": "a house"}, "without a text encoder"),
-        ({"colour": "sepia"}, 'method is "sepia"'),
+        ({"colour": "sepia"}, "colour is 'sepia'; it is one of adain"),
         ({"plan": ChainPlan(layers=(1,), layer_weight="cosine"), "references": good()}, "has weight 0"),
         ({"plan": ChainPlan(layers=(9,)), "references": good()}, "numbers of the decoder's self-attentions, 0 to 3"),
     ],
@@ -468,6 +499,24 @@ def test_prompts_in_words(tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     given = {"references": good(), "prompt": "a", "negative_prompt": None}
     assert restore(pipeline, **given).images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "pooled", "wanted"),
+    [(4, 768, False, ""), (4, 1024, False, "config="), (4, 2048, True, "XL"), (7, 1024, False, "Upscale")],
+)
+def test_single_files_are_told_apart_by_their_shapes(tmp_path, channels, width, pooled, wanted):
+    import diffusers
+    from safetensors.torch import save_file
+
+    shapes = {FIRST: (2, channels, 3, 3), TEXT: (2, width)} | ({POOLED: (2, 3)} if pooled else {})
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "one.safetensors")
+    if wanted == "config=":
+        with pytest.raises(InputError, match=wanted):
+            single_file_class(diffusers, tmp_path / "one.safetensors", {})
+    else:
+        found = single_file_class(diffusers, tmp_path / "one.safetensors", {})
+        assert found.__name__ == f"StableDiffusion{wanted}Pipeline"
 
 
 def test_seesr_is_not_loaded_as_if_it_were_stock(tmp_path):
@@ -530,6 +579,23 @@ def test_a_tile_that_fits(monkeypatch):
             assert estimate.network + estimate.records <= free
     assert tiles == [None, *sorted(tiles[1:], reverse=True)]
     assert tiles[-1] == 512
+
+
+def test_the_auto_encoder_goes_on_in_tiles(monkeypatch):
+    wanted = restore(refir("sd15"), output_type="pt").images
+    autoencoder = host("sd15").pipe.vae
+    decode = type(autoencoder)._decode
+
+    def decode_tiles_alone(self, *given, **options):
+        if not self.use_tiling:
+            raise torch.OutOfMemoryError("no memory")
+        return decode(self, *given, **options)
+
+    monkeypatch.setattr(type(autoencoder), "_decode", decode_tiles_alone)
+    with pytest.warns(UserWarning, match="the auto-encoder goes on in tiles"):
+        found = restore(refir("sd15"), output_type="pt").images
+    assert torch.equal(found, wanted)  # so small a picture is one tile
+    assert not autoencoder.use_tiling
 
 
 def test_out_of_memory_goes_on_in_tiles(monkeypatch):

@@ -30,6 +30,7 @@ from ragsr.chains.state import ChainState, Record
 
 Mode = Literal["denoise", "noised", "fast", "batched"]
 MODES = ("denoise", "noised", "fast", "batched")
+FORMAT = 1  # of records on disk
 APART = 0x5DEECE66D  # between the seeds of chains with independent noise
 
 
@@ -55,7 +56,7 @@ class SourceChain:
         self.mode, self.cache = mode, cache
         self.seed = source_seed(seed, plan)
         injected = plan.layers, plan.layer_weight, plan.gate_source  # says what a record holds
-        settings = (host.identity(), injected, mode, self.guidance, sampler.identity, self.seed)
+        settings = (FORMAT, host.identity(), injected, mode, self.guidance, sampler.identity, self.seed)
         self.key = digest(settings, [clean, *tensors_of(condition)])
         self._restart()
 

@@ -6,6 +6,7 @@
 Source: ReFIR (training-free injection of a reference's attention). The chains are in `ragsr.chains`.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +29,7 @@ from ragsr.pipelines.refir_memory import MemoryEstimate, estimate_memory, fittin
 from ragsr.pipelines.refir_tiles import GateMaps
 from ragsr.pipelines.refsr import Reference
 
+ENCODING = 0x2545F491  # between the seeds of a chain and of its encoding: neither repeats the other's numbers
 StepCallback = Callable[["ReFIRPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
@@ -138,7 +140,7 @@ class ReFIRPipeline:
         steps, guidance = _default(num_inference_steps, usual.steps), _default(guidance_scale, usual.guidance)
         strength, colour = _default(strength, usual.strength), _default(colour, usual.colour)
         prompt, negative_prompt = _default(prompt, usual.prompt), _default(negative_prompt, usual.negative_prompt)
-        inputs.check_settings(mode, output_type, steps, strength, guidance)
+        inputs.check_settings(mode, output_type, colour, steps, strength, guidance)
         chosen_plan = inputs.plan_of(plan, reference_strength, self.host)
 
         photo = inputs.load_photo(image, scale)
@@ -191,12 +193,13 @@ class ReFIRPipeline:
         return known, [tensor for tensor, _ in loaded]
 
     def encode(self, picture: Tensor, prompt: Any, negative_prompt: Any, seed: int) -> Encoded:
-        clean = self.host.encode(picture, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed((seed + ENCODING) % (1 << 63))
+        clean = self._sparing(lambda: self.host.encode(picture, generator))
         return Encoded(clean, self.host.condition(picture, clean, prompt, negative_prompt))
 
     def decode(self, latent: Tensor, photo: Tensor, colour: str, output_type: str) -> Any:
         """The picture in the photo's size and colours."""
-        picture = self.host.decode(latent)[..., : photo.shape[-2], : photo.shape[-1]]
+        picture = self._sparing(lambda: self.host.decode(latent))[..., : photo.shape[-2], : photo.shape[-1]]
         picture = match_colour(picture, photo.to(picture), colour).clamp(0, 1)
         match output_type:
             case "pil":
@@ -217,6 +220,21 @@ class ReFIRPipeline:
         """What a run will take at its peak, for a result and references of these (height, width)."""
         chosen = inputs.plan_of(plan, None, self.host)
         return estimate_memory(self.host, chosen, size, references, 1 + guidance, tile)
+
+    def _sparing(self, work: Callable[[], Tensor]) -> Tensor:
+        """What the auto-encoder makes: in tiles, if there is no memory for the whole."""
+        vae: Any = self.host.parts()["vae"]
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            if vae.use_tiling:
+                raise
+        warnings.warn("the device is out of memory; the auto-encoder goes on in tiles", stacklevel=4)
+        vae.enable_tiling()
+        try:
+            return work()
+        finally:
+            vae.disable_tiling()
 
     def _tile(
         self,

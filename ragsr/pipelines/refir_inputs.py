@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ragsr.chains import MODES, ChainPlan, Host, chain_plan, reference_weights, shared_canvas
+from ragsr.colour import METHODS
 from ragsr.errors import InputError
 from ragsr.gallery import Gallery
 from ragsr.image import image_to_tensor, tensor_to_image, to_rgb
@@ -20,6 +21,7 @@ from ragsr.pipelines.refsr import Reference, as_picture, check_low, named, read_
 from ragsr.tiling import reflect_to
 
 Photo = str | Path | Image.Image
+OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 LEAST = 8  # pixels of a latent: fewer leave a U-Net nothing to look at
 USEFUL = 512 * 512  # pixels that a reference may have beside however small a photo
 
@@ -117,8 +119,12 @@ def seed_of(generator: torch.Generator | int | None) -> int:
     return 0 if generator is None else generator
 
 
-def check_settings(mode: str, output_type: str, steps: int, strength: float, guidance: float) -> None:
-    for name, value, allowed in (("mode", mode, MODES), ("output_type", output_type, ("pil", "pt", "np", "latent"))):
+def check_settings(mode: str, output_type: str, colour: str, steps: int, strength: float, guidance: float) -> None:
+    for name, value, allowed in (
+        ("mode", mode, MODES),
+        ("output_type", output_type, OUTPUT_TYPES),
+        ("colour", colour, METHODS),
+    ):
         if value not in allowed:
             raise InputError(f"{name} is {value!r}; it is one of {', '.join(allowed)}")
     if steps < 1:
