@@ -1,6 +1,10 @@
 """Image codes, and the index that is searched with them."""
 
 import io
+import json
+import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +13,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 import ragsr.search
-from ragsr.codes import DESCRIPTOR_SIZE, coins, describe, hyperplanes, load_encoder
+from ragsr.codes import DESCRIPTOR_SIZE, CodeEncoder, coins, describe, hyperplanes, load_encoder
+from ragsr.codes.hashing import ASSETS
+from ragsr.codes.vgg import VGG16, VGGFeatures
 from ragsr.errors import InputError
 from ragsr.search import Index
 
@@ -36,7 +42,7 @@ def degraded(image: Image.Image) -> Image.Image:
 
 
 def distances(a: list[Image.Image], b: list[Image.Image]) -> torch.Tensor:
-    encoder = load_encoder()
+    encoder = load_encoder("baseline-64")
     return torch.ops.ragsr.hamming_distance(encoder.encode(a), encoder.encode(b))
 
 
@@ -52,13 +58,22 @@ def test_codes_have_the_promised_shape() -> None:
         assert codes.dtype == torch.uint8
 
 
+def test_features_come_with_the_codes() -> None:
+    encoder, images = load_encoder("baseline-64"), [drawing(0), drawing(1)]
+    codes, features = encoder.describe(images)
+    assert torch.equal(codes, encoder.encode(images))
+    assert (features.shape, features.dtype) == ((2, encoder.features), torch.float32)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
+    assert (encoder.score(0, 0.25), encoder.score(0, -0.25)) == (0.25, 0)
+
+
 def test_unknown_encoder() -> None:
     with pytest.raises(InputError, match="no encoder 'vgg'; there are: baseline-64"):
         load_encoder("vgg")
 
 
 def test_a_batch_is_its_pictures() -> None:
-    encoder, images = load_encoder(), [drawing(seed) for seed in range(5)]
+    encoder, images = load_encoder("baseline-64"), [drawing(seed) for seed in range(5)]
     assert torch.equal(encoder.encode(images), torch.cat([encoder.encode([image]) for image in images]))
 
 
@@ -66,7 +81,7 @@ def test_codes_of_version_1_never_change() -> None:
     """A change here makes every gallery on disk useless: raise the encoder's version instead of the numbers."""
     y, x = np.mgrid[:64, :64]
     picture = Image.fromarray(np.stack((x * 4, y * 4, 255 - x * 2), -1).astype(np.uint8))
-    assert load_encoder().encode([picture]).numpy().tobytes().hex() == "d0014da6258e8831"
+    assert load_encoder("baseline-64").encode([picture]).numpy().tobytes().hex() == "d0014da6258e8831"
 
 
 def test_degraded_copies_stay_nearest() -> None:
@@ -79,7 +94,7 @@ def test_degraded_copies_stay_nearest() -> None:
 def test_bits_are_balanced() -> None:
     """Over many pictures every bit takes both values, and strangers differ in about half of the bits."""
     images = [drawing(seed) for seed in range(150)]
-    bits = np.unpackbits(load_encoder().encode(images).numpy(), axis=1)
+    bits = np.unpackbits(load_encoder("baseline-64").encode(images).numpy(), axis=1)
     assert bits.mean(0).min() > 0.15
     assert bits.mean(0).max() < 0.85
     strangers = distances(images, images)[~torch.eye(150, dtype=torch.bool)].float()
@@ -94,7 +109,7 @@ def test_brightness_and_contrast_do_not_count_for_gray_pictures() -> None:
 
 def test_plain_gray_pictures_have_the_zero_code() -> None:
     for value in (0, 77, 255):
-        assert not load_encoder().encode([Image.new("L", (50, 40), value)]).any()
+        assert not load_encoder("baseline-64").encode([Image.new("L", (50, 40), value)]).any()
         assert not describe(Image.new("L", (50, 40), value)).round(9).any()
 
 
@@ -108,6 +123,127 @@ def test_any_mode(mode: str) -> None:
     image = drawing(5)
     wanted = image.convert("L") if mode == "L" else image
     assert distances([image.convert(mode)], [wanted]).item() <= 6
+
+
+# ------------------------------------------------------------------ learned encoders
+
+
+@pytest.fixture(scope="module", params=["hash-16", "hash-64", "hash-256"])
+def learned(request: pytest.FixtureRequest) -> CodeEncoder:
+    return load_encoder(request.param)
+
+
+def test_shipped_encoders(learned: CodeEncoder) -> None:
+    assert learned.id == f"hash-{learned.bits}@1"
+    assert (learned.source, learned.features) == (learned.name, 256)
+    images = [drawing(0), drawing(1).convert("L"), drawing(2, 4000, 16), drawing(3, 1, 1)]
+    codes, features = learned.describe(images)
+    assert (codes.shape, codes.dtype) == ((4, learned.bits // 8), torch.uint8)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
+    assert torch.equal(codes, torch.cat([learned.encode([image]) for image in images]))
+    assert learned.describe([])[1].shape == (0, 256)
+
+
+def test_degraded_copies_stay_nearest_by_feature(learned: CodeEncoder) -> None:
+    """Drawings are not what it learned from; that photos are found, docs/codes.md shows."""
+    images = [drawing(seed) for seed in range(24)]
+    _, features = learned.describe(images)
+    _, found = learned.describe([degraded(image) for image in images])
+    assert ((found @ features.T).argmax(1) == torch.arange(24)).float().mean() >= 0.9
+
+
+def test_scores_are_monotone_and_have_a_use(learned: CodeEncoder) -> None:
+    by_distance = [learned.score(d) for d in range(learned.bits + 1)]
+    assert by_distance == sorted(by_distance, reverse=True)
+    by_cosine = [learned.score(learned.bits // 4, c / 10) for c in range(-10, 11)]
+    assert by_cosine == sorted(by_cosine)
+    assert learned.score(0, 1.0) > learned.threshold > learned.score(learned.bits // 2, 0.0)
+
+
+def test_shipped_encoders_share_a_small_backbone() -> None:
+    files = list(ASSETS.rglob("*.safetensors"))
+    assert sum(path.stat().st_size for path in files) < 3e6
+    assert [path.name for path in files].count("backbone.safetensors") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "refnet"}, "is not of a hash encoder"),
+        ({"bits": 60}, "a multiple of 8"),
+        ({"score": {}}, "score and threshold"),
+        ({"bits": 32}, r"2.weight has shape \(16, 1024\), and the model needs \(32, 1024\)"),
+        ({"width": 0.5}, "has shape"),
+    ],
+)
+def test_damaged_models(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    shutil.copytree(ASSETS / "hash-16", tmp_path / "one")
+    shutil.copy(ASSETS / "backbone.safetensors", tmp_path)
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert load_encoder(tmp_path / "one").bits == 16
+    (tmp_path / "one" / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=message):
+        load_encoder(tmp_path / "one")
+
+
+# ------------------------------------------------------------------ other people's networks
+
+
+def test_vgg16_is_torchvisions() -> None:
+    """Names and shapes of the published file vgg16-397923af.pth."""
+    with torch.device("meta"):
+        own = {name: tuple(x.shape) for name, x in VGG16().state_dict().items()}
+    convolutions = dict(zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), VGG_CHANNELS[1:], strict=True))
+    wanted = {}
+    for (place, wide), before in zip(convolutions.items(), VGG_CHANNELS, strict=False):
+        wanted |= {f"features.{place}.weight": (wide, before, 3, 3), f"features.{place}.bias": (wide,)}
+    for place, wide, before in ((0, 4096, 25088), (3, 4096, 4096), (6, 1000, 4096)):
+        wanted |= {f"classifier.{place}.weight": (wide, before), f"classifier.{place}.bias": (wide,)}
+    assert own == wanted
+    assert sum(math.prod(shape) for shape in own.values()) == 138_357_544
+
+
+VGG_CHANNELS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+
+
+def test_vgg_features_are_read_where_the_papers_read_them() -> None:
+    class Small(VGG16):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            self.features = torch.nn.Sequential(torch.nn.MaxPool2d(32))
+            relu = torch.nn.ReLU()
+            first, second = torch.nn.Linear(147, 8), torch.nn.Linear(8, 4096)
+            self.classifier = torch.nn.Sequential(first, relu, relu, second, relu, relu, torch.nn.Linear(4096, 2))
+
+    net = Small()
+    for size, wanted in ((512, 3), (4096, 4096)):
+        features = VGGFeatures(net, size)([drawing(0)])
+        assert features.shape == (1, wanted)
+    assert (features >= 0).all()  # after the second ReLU
+
+
+def test_vgg_without_its_file_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"fetch them .*models/vgg16-397923af.pth"):
+        load_encoder("vgg16-512")
+
+
+def test_clip_and_dinov2_from_a_folder(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    clip = transformers.CLIPVisionConfig(**small, image_size=32, patch_size=8, projection_dim=16)
+    transformers.CLIPVisionModelWithProjection(clip).save_pretrained(tmp_path / "clip")
+    dino = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=14)
+    transformers.Dinov2Model(dino).save_pretrained(tmp_path / "dino")
+    for name, size in ((f"clip:{tmp_path / 'clip'}", 16), (f"dinov2:{tmp_path / 'dino'}", 32)):
+        encoder = load_encoder(name)
+        assert (encoder.id, encoder.source, encoder.bits, encoder.features) == (f"{name}@1", name, size, size)
+        codes, features = encoder.describe([drawing(0), drawing(1), drawing(0)])
+        assert torch.equal(codes[0], codes[2])
+        assert not torch.allclose(features[0], features[1], atol=1e-3)
+        torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
+    with pytest.raises(InputError, match=r"cannot be loaded as Dinov2Model .*name a folder"):
+        load_encoder(f"dinov2:{tmp_path}")
 
 
 # ------------------------------------------------------------------ the hyperplanes

@@ -2,19 +2,24 @@
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch.nn.functional as F
+from pictures import picture
 from PIL import Image
 from skimage import data
 
 from ragsr.cli import main
 from ragsr.codes import load_encoder
 from ragsr.errors import InputError
-from ragsr.evaluation import evaluate_restore, evaluate_retrieval, load_pack
+from ragsr.evaluation import evaluate_restore, evaluate_retrieval, load_pack, ranking
+from ragsr.evaluation.pack import load_low, load_truth
 from ragsr.evaluation.restoring import mean_scores
-from ragsr.evaluation.retrieval import hit_rates
+from ragsr.evaluation.retrieval import rates
+from ragsr.evaluation.retrieval_report import plot
 from ragsr.gallery import Gallery
 from ragsr.metrics import psnr, ssim
 from ragsr.pipelines import RefSRPipeline
@@ -145,7 +150,12 @@ def test_a_gallery_gives_the_references(pack, tmp_path):
     with Gallery.create(tmp_path / "gallery") as gallery:
         gallery.add([pack / "multiview", pack / "synthcrop"], progress=False)
         rows = evaluate_restore(load_pack(pack), RefSRPipeline(Bicubic()), ["gallery"], gallery, k=2)
-    assert all(len(row.scores["gallery"].references) == 2 for row in rows)
+    used = [
+        row.scores["gallery"].references for row in rows
+    ]  # of other scenes the gallery has none that is near enough
+    scenes = ("multiview/cat", "synthcrop/face")
+    cat, face = ([f"{scene}/query_0.png", f"{scene}/ref_00.jpg"] for scene in scenes)
+    assert used == [cat, [], face, []]
 
 
 class Page(HTMLParser):
@@ -181,32 +191,149 @@ def test_eval_restore_writes_numbers_and_a_page(pack, tmp_path, capsys):
 # ------------------------------------------------------------------ retrieval
 
 
+WAYS = ["codes", "re-ranked", "cosine"]
+
+
 def test_retrieval_finds_the_scenes(pack, tmp_path):
     Image.fromarray(data.rocket()).save(tmp_path / "other.png")
     packs = [load_pack(pack, degradation) for degradation in ("bicubic", "degraded")]
-    rows, candidates = evaluate_retrieval(packs, load_encoder(), [tmp_path / "other.png"])
+    results, candidates = evaluate_retrieval(packs, [load_encoder()], [tmp_path / "other.png"], rerank=True)
     assert candidates == 4
-    assert len(rows) == 6  # a single has nothing to find
-    for row in rows:
-        assert len(row.hits) == 4
-        assert (row.hits[0][0] in row.right) == (row.rank == 1)
-        assert [distance for _, distance in row.hits] == sorted(distance for _, distance in row.hits)
-    assert hit_rates(rows)[0] == {"degradation": "bicubic", "group": "multiview", "queries": 1, "hit@1": 1, "hit@5": 1}
-    assert [line["group"] for line in hit_rates(rows)] == ["multiview", "pairs", "synthcrop", "all"] * 2
+    assert [result.way for result in results] == WAYS
+    for result in results:
+        assert len(result.rows) == 6  # a single has nothing to find
+        for row in result.rows:
+            assert len(row.ranked) == len(set(row.ranked)) == 4
+            assert (row.hits[0][0] in row.right) == (row.rank == 1)
+            assert row.values == sorted(row.values, reverse=result.way != "codes")
+        assert [line["group"] for line in rates(result.rows)] == ["multiview", "pairs", "synthcrop", "all"] * 2
+    first = {"degradation": "bicubic", "group": "multiview", "queries": 1, "map": 1.0}
+    first |= {f"{name}@{k}": 1.0 for name in ("hit", "recall") for k in range(1, 6)}
+    assert rates(results[0].rows)[0] == first
+
+
+def test_ways_of_ranking_agree_with_a_gallery(pack, tmp_path):
+    """Codes: the distances of a search. Cosines: those of the encoder's features. Histograms hold every pair."""
+    encoder = load_encoder()
+    results, _ = evaluate_retrieval([load_pack(pack)], [encoder], rerank=True)
+    by = dict(zip(WAYS, results, strict=True))
+    with Gallery.create(tmp_path / "gallery") as gallery:
+        gallery.add([pack / place / "ref_00.jpg" for place in PHOTOS], progress=False)
+        for row in by["codes"].rows:
+            distances = {hit.path: hit.distance for hit in gallery.search(row.query.low, 3)}
+            assert row.values == [distances[path] for path, _ in row.hits]
+    for row in by["cosine"].rows:
+        photos = [Image.open(path) for path in (row.query.low, *row.ranked)]
+        features = encoder.describe(photos)[1]
+        assert row.values == pytest.approx((features[1:] @ features[0]).tolist(), abs=1e-6)
+    assert [row.ranked for row in by["re-ranked"].rows] == [row.ranked for row in by["cosine"].rows]  # all are short
+    pairs = {way: result.pairs for way, result in by.items()}
+    assert pairs["re-ranked"] == {}
+    for way, bins in (("codes", 65), ("cosine", 80)):
+        assert (sum(pairs[way]["bicubic"].true), sum(pairs[way]["bicubic"].false)) == (3, 6)
+        assert len(pairs[way]["bicubic"].true) == len(pairs[way]["bicubic"].edges) - 1 == bins
+    seen = [value for row in by["codes"].rows for path, value in row.hits if path in row.right]
+    assert pairs["codes"]["bicubic"].true == [seen.count(distance) for distance in range(65)]
+
+
+def test_only_the_nearest_codes_are_ranked_again(monkeypatch):
+    monkeypatch.setattr(ranking, "LEAST", 2)
+    monkeypatch.setattr(ranking, "WIDE", 0)
+    codes = np.array([[0b1], [0b0], [0b111], [0b11], [0b10]], np.uint8)
+    features = np.array([[0.0, 1.0], [0.6, 0.8], [1.0, 0.0], [0.8, 0.6], [0.6, 0.8]], np.float32)
+    query = ranking.Encoded(np.array([[0]], np.uint8), np.array([[0.0, 1.0]], np.float32))
+    found = ranking.by_codes_then_cosine(query, ranking.Encoded(codes, features))
+    assert found.order.tolist() == [[0, 1, 4, 3, 2]]  # 4 is as near as the second; of equal cosines the nearer code
+    assert found.values.tolist() == [pytest.approx([1.0, 0.8, 0.8, 0.6, 0.0], abs=1e-3)]
+
+
+def test_ranking_again_and_patches_are_those_of_a_gallery(pack, tmp_path):
+    """What users get: the first hits of galleries, with and without patches, of the same candidates."""
+    for number in range(8):
+        picture(number).save(tmp_path / f"{number}.png")
+    others = sorted(tmp_path.glob("*.png"))
+    results, candidates = evaluate_retrieval([load_pack(pack)], [load_encoder()], others, rerank=True, patches=True)
+    assert candidates == 11
+    by = {result.way: result for result in results}
+    assert list(by) == [*WAYS, "patches"]
+    for way, patches in (("re-ranked", False), ("patches", True)):
+        with Gallery.create(tmp_path / way, patches=patches) as gallery:
+            gallery.add([*others, *(pack / place / "ref_00.jpg" for place in PHOTOS)], progress=False)
+            for row in by[way].rows:
+                hits = gallery.search(row.query.low, 5)
+                assert [path for path, _ in row.hits] == [hit.path for hit in hits]
+                assert row.values == pytest.approx([hit.cosine for hit in hits], abs=1e-6)
+                assert len(set(row.ranked)) == len(row.ranked) == 11
+
+
+def test_retrieval_repeats_to_the_bit(pack):
+    def run(seed):
+        results, _ = evaluate_retrieval([load_pack(pack)], [load_encoder()], seed=seed, rerank=True)
+        return [(row.ranked, row.values) for result in results for row in result.rows], plot(results)
+
+    assert run(3) == run(3)
 
 
 def test_retrieval_needs_references(pack):
     with pytest.raises(InputError, match="none of these photos has a reference"):
-        evaluate_retrieval([load_pack(pack, groups=["single"])], load_encoder())
+        evaluate_retrieval([load_pack(pack, groups=["single"])], [load_encoder()])
 
 
-def test_eval_retrieval_writes_numbers_and_a_page(pack, tmp_path, capsys):
-    numbers, page = tmp_path / "r.json", tmp_path / "r.html"
-    assert main(["eval", "retrieval", "--data", str(pack), "--json", str(numbers), "--html", str(page)]) == 0
+def test_eval_retrieval_writes_numbers_a_picture_and_a_page(pack, tmp_path, capsys):
+    numbers, page, drawn = tmp_path / "r.json", tmp_path / "r.html", tmp_path / "r.png"
+    command = ["eval", "retrieval", "--data", str(pack), "--rerank", "--json", str(numbers), "--html", str(page)]
+    assert main([*command, "--plot", str(drawn)]) == 0
     found = json.loads(numbers.read_text())
-    assert (found["encoder"], found["candidates"]) == ("baseline-64@1", 3)
-    assert re.search(r"bicubic +multiview +1/1 100%", capsys.readouterr().out)
-    assert len(Page(page.read_text()).addresses) == 6 * (1 + 3)
+    assert [(one["encoder"], one["way"]) for one in found["results"]] == [("baseline-64@1", way) for way in WAYS]
+    assert found["candidates"] == 3
+    told = capsys.readouterr().out
+    assert "baseline-64@1 re-ranked, 3 candidates" in told
+    assert re.search(r"bicubic +multiview( +1/1){5} +1.000 +1.000", told)
+    addresses = Page(page.read_text()).addresses
+    assert len(addresses) == 1 + 6 * (1 + 3)
+    assert addresses[0].startswith("data:image/png;base64,")
+    assert Image.open(drawn).width > 1000
+
+
+def test_without_matplotlib(pack, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page, drawn = tmp_path / "r.html", tmp_path / "r.png"
+    command = ["eval", "retrieval", "--data", str(pack), "--limit", "1", "--html", str(page), "--plot", str(drawn)]
+    assert main(command) == 2
+    assert 'pip install "ragsr[train]"' in capsys.readouterr().err
+    assert "ragsr[train]" in page.read_text()
+    assert not drawn.exists()
+
+
+# ------------------------------------------------------------------ CUFED5
+
+
+@pytest.fixture(scope="module")
+def cufed5(tmp_path_factory):
+    """126 groups as the set is handed out: NNN_0 is asked for, NNN_1 to NNN_5 are less and less like it."""
+    folder = tmp_path_factory.mktemp("CUFED5")
+    for number in range(126):
+        photo, other = picture(number, 37, 30), picture(1000 + number, 37, 30)
+        photo.save(folder / f"{number:03}_0.png", compress_level=0)
+        for place in range(1, 6):
+            Image.blend(photo, other, place / 7).save(folder / f"{number:03}_{place}.png", compress_level=0)
+    return folder
+
+
+def test_cufed5_is_a_pack(cufed5):
+    found = load_pack(cufed5)
+    assert (len(found.queries), len(found.references), found.degradation) == (126, 630, "bicubic")
+    assert found.queries[7].best == tuple(f"007_{place}.png" for place in range(1, 6))
+    assert (load_low(found.queries[7]).size, load_truth(found.queries[7]).size) == ((9, 7), (36, 28))
+    assert len(load_pack(cufed5, limit=3).queries) == 3
+    with pytest.raises(InputError, match="is CUFED5, which has no degraded copies"):
+        load_pack(cufed5, "degraded")
+
+
+def test_cufed5_without_references(tmp_path):
+    picture(0).save(tmp_path / "000_0.png")
+    with pytest.raises(InputError, match=r"000_0.png: has no references 000_1.png to 000_5.png"):
+        load_pack(tmp_path)
 
 
 # ------------------------------------------------------------------ bad input

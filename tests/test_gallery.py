@@ -21,7 +21,6 @@ import ragsr.gallery.add
 from ragsr.codes import Baseline64
 from ragsr.errors import InputError
 from ragsr.gallery import Gallery
-from ragsr.gallery.hits import score
 from ragsr.search import COMPILED, FlatIndex
 
 
@@ -63,19 +62,19 @@ def test_every_photo_finds_itself(gallery: Gallery, photos: Path) -> None:
     assert len(gallery) == 6
     for path in photos.rglob("*.png"):
         (hit,) = gallery.search(Image.open(path))
-        assert hit == (path, 0, 1.0)
+        assert hit[:3] == (path, 0, 1.0)
         assert gallery.search(path, k=1) == [hit]
 
 
 def test_hits_are_sorted_and_counted(gallery: Gallery) -> None:
     hits = gallery.search(picture(99), k=6)
-    assert [hit.distance for hit in hits] == sorted(hit.distance for hit in hits)
+    assert [hit.cosine for hit in hits] == sorted((hit.cosine for hit in hits), reverse=True)
     assert len({hit.path for hit in hits}) == 6
-    assert all(hit.path.is_absolute() and hit.score == score(hit.distance, 64) for hit in hits)
+    assert all(hit.path.is_absolute() and hit.score == Baseline64().score(hit.distance, hit.cosine) for hit in hits)
 
 
 def test_score() -> None:
-    assert [round(score(d, 64), 3) for d in (0, 16, 32, 64)] == [1.0, 0.707, 0.0, 0.0]
+    assert [round(Baseline64().score(d), 3) for d in (0, 16, 32, 64)] == [1.0, 0.707, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("k", [0, -1, 7])
@@ -136,7 +135,7 @@ def test_a_changed_file_is_encoded_anew(gallery: Gallery, photos: Path) -> None:
     picture(50).save(photos / "1.png")
     report = gallery.add([photos])
     assert (report.updated, report.added, report.unchanged, len(gallery)) == (1, 0, 5, 6)
-    assert gallery.search(picture(50))[0] == (photos / "1.png", 0, 1.0)
+    assert gallery.search(picture(50))[0][:3] == (photos / "1.png", 0, 1.0)
     assert gallery.search(picture(1))[0].distance > 0
 
 
@@ -155,8 +154,8 @@ def test_two_files_that_change_places(gallery: Gallery, photos: Path) -> None:
     os.utime(photos / "2.png", ns=(6, 6))
     gallery.add([photos])
     gallery.add([photos])
-    assert gallery.search(picture(1))[0] == (photos / "2.png", 0, 1.0)
-    assert gallery.search(picture(2))[0] == (photos / "1.png", 0, 1.0)
+    assert gallery.search(picture(1))[0][:3] == (photos / "2.png", 0, 1.0)
+    assert gallery.search(picture(2))[0][:3] == (photos / "1.png", 0, 1.0)
     assert str(gallery.add([photos])) == "6 unchanged"
 
 
@@ -392,14 +391,14 @@ def test_an_error_in_the_middle_keeps_what_was_committed(
     gallery: Gallery, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bug or an interrupt: back to the last commit, and the gallery can be used on."""
-    encode: Callable[..., object] = gallery.encoder.encode
+    describe: Callable[..., object] = gallery.encoder.describe
 
     def failing(images: list[Image.Image]) -> object:
         if images[0].width == 13:
             raise RuntimeError("bug")
-        return encode(images)
+        return describe(images)
 
-    monkeypatch.setattr(gallery.encoder, "encode", failing)
+    monkeypatch.setattr(gallery.encoder, "describe", failing)
     picture(11).save(photos / "a.png")
     picture(12, width=13).save(photos / "b.png")
     with pytest.raises(RuntimeError, match="bug"):
@@ -445,13 +444,13 @@ from ragsr.codes import Baseline64
 from ragsr.gallery import Gallery
 
 ragsr.gallery.file.COMMIT_SECONDS = 0.05
-encode = Baseline64.encode
+encode = Baseline64.describe
 
 def slow_encode(self, images):
     time.sleep(0.02)
     return encode(self, images)
 
-Baseline64.encode = slow_encode
+Baseline64.describe = slow_encode
 print("ready", flush=True)
 gallery = Gallery.open(sys.argv[1]) if Gallery.is_at(sys.argv[1]) else Gallery.create(sys.argv[1])
 gallery.add([sys.argv[2]], progress=False)
@@ -481,7 +480,7 @@ def test_killed_at_any_moment_it_reopens(tmp_path: Path) -> None:
         with Gallery.open(tmp_path / "g") as gallery:
             assert kept < len(gallery) < 120
             kept = len(gallery)
-            assert gallery.search(photos / "000.png")[0] == (photos / "000.png", 0, 1.0)
+            assert gallery.search(photos / "000.png")[0][:3] == (photos / "000.png", 0, 1.0)
     with Gallery.open(tmp_path / "g") as gallery:
         report = gallery.add([photos], progress=False)
         assert (report.unchanged, report.added, len(gallery)) == (kept, 120 - kept, 120)
@@ -508,12 +507,16 @@ def test_the_documented_format(gallery: Gallery, photos: Path) -> None:
     with sqlite3.connect(file) as connection:
         meta = dict(connection.execute("SELECT key, value FROM meta"))
         rows = list(connection.execute("SELECT path, size, width, height, code FROM images ORDER BY id"))
+        features = connection.execute("SELECT feature FROM features ORDER BY image").fetchall()
     assert (meta["encoder"], meta["bits"]) == ("baseline-64@1", "64")
-    query = int.from_bytes(gallery.encoder.encode([picture(77)]).numpy().tobytes(), "little")
+    ((code,), (feature,)) = (part.numpy() for part in gallery.encoder.describe([picture(77)]))
+    query = int.from_bytes(code.tobytes(), "little")
     distances = [(query ^ int.from_bytes(code, "little")).bit_count() for *_, code in rows]
-    order = sorted(range(len(rows)), key=lambda number: (distances[number], number))
+    cosines = [round(float(np.frombuffer(stored, "<f2").astype(np.float32) @ feature), 4) for (stored,) in features]
+    order = sorted(range(len(rows)), key=lambda number: (-cosines[number], distances[number], number))
     hits = gallery.search(picture(77), k=6)
     assert [hit.distance for hit in hits] == [distances[number] for number in order]
+    assert [hit.cosine for hit in hits] == [cosines[number] for number in order]
     for hit, number in zip(hits, order, strict=True):
         path, size, width, height, _ = rows[number]
         assert (gallery.folder / path).resolve() == hit.path

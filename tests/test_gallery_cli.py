@@ -55,8 +55,8 @@ def test_add_remove_info(folder: Path, photos: Path, capsys: pytest.CaptureFixtu
     (photos / "0.png").unlink()
     assert run("info", folder) == 0
     out = capsys.readouterr().out
-    assert "images     5\n" in out
-    assert f"missing    1\n  {photos / '0.png'}\n" in out
+    assert "images        5\n" in out
+    assert f"missing       1\n  {photos / '0.png'}\n" in out
     assert run("info", folder, "--json") == 0
     info = json.loads(capsys.readouterr().out)
     assert (info["images"], info["missing"], info["bits"]) == (5, [str(photos / "0.png")], 64)
@@ -65,7 +65,7 @@ def test_add_remove_info(folder: Path, photos: Path, capsys: pytest.CaptureFixtu
 
 def test_info_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("info", folder, "--check") == 0
-    assert "checked    all files are whole\n" in capsys.readouterr().out
+    assert "checked       all files are whole\n" in capsys.readouterr().out
     data = (folder / "gallery.db").read_bytes()
     (folder / "gallery.db").write_bytes(data[:8192] + bytes(len(data) - 8192))
     assert run("info", folder, "--check") == 2
@@ -90,7 +90,7 @@ def test_json_of_what_was_done(tmp_path: Path, photos: Path, capsys: pytest.Capt
 def test_search_prints_paths_best_first(folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("search", photos / "3.png", "--gallery", folder, "-k", "2") == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first == f"{photos / '3.png'}  distance 0 of 64, score 1.00"
+    assert first == f"{photos / '3.png'}  distance 0 of 64, cosine 1.00, score 1.00"
     assert "distance" in second
 
 
@@ -99,9 +99,11 @@ def test_search_json(folder: Path, photos: Path, capsys: pytest.CaptureFixture[s
     found = json.loads(capsys.readouterr().out)
     assert (found["query"], found["gallery"]) == (str(photos / "3.png"), str(folder))
     assert found["encoder"] == "baseline-64@1"
-    assert found["hits"][0] == {"path": str(photos / "3.png"), "distance": 0, "score": 1.0}
-    distances = [hit["distance"] for hit in found["hits"]]
-    assert (len(distances), distances) == (6, sorted(distances))
+    first = {"path": str(photos / "3.png"), "distance": 0, "score": 1.0, "generated": False, "cosine": 1.0}
+    assert found["hits"][0] == {**first, "region": None, "query_region": None}
+    cosines = [hit["cosine"] for hit in found["hits"]]
+    assert (len(cosines), cosines) == (6, sorted(cosines, reverse=True))
+    assert found["threshold"] == 0.7
 
 
 def test_search_says_when_photos_are_gone(folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from pictures import picture, write_photos
 
 import ragsr.gallery.file
@@ -27,6 +26,8 @@ from ragsr.errors import InputError
 from ragsr.gallery import Gallery
 from ragsr.gallery.add import Adder, Reading
 from ragsr.gallery.index import Codes, IndexFollower
+from ragsr.gallery.patches import Patches
+from ragsr.gallery.query import Query
 from ragsr.search import COMPILED, FlatIndex
 
 if not COMPILED:
@@ -39,14 +40,14 @@ OLD = Path(__file__).parent / "data/gallery_without_state.db"  # written by rags
 def gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gallery]:
     """20 images of 16 codes, searched by codes that the test chooses."""
     monkeypatch.setattr(ragsr.gallery.gallery, "load_image", lambda image: image)
-    with Gallery.create(tmp_path / "gallery") as gallery:
-        codes_by_hand(gallery)
+    monkeypatch.setattr(ragsr.gallery.gallery, "describe_query", code_by_hand)
+    with Gallery.create(tmp_path / "gallery", features=False) as gallery:
         put(gallery, range(20))
         yield gallery
 
 
-def codes_by_hand(gallery: Gallery) -> None:
-    gallery.encoder.encode = lambda codes: torch.tensor(np.array(codes))
+def code_by_hand(encoder: object, code: np.ndarray, *_: object) -> Query:
+    return Query(Patches(np.zeros((1, 4), np.int32), code[None], np.empty((1, 0), np.float32)))
 
 
 def code_of(number: int) -> bytes:
@@ -126,7 +127,6 @@ def test_writers_keep_it_in_step_and_nobody_reads_all_rows(gallery: Gallery, who
         assert_in_step(gallery.folder)
         assert_answers(gallery)
         with Gallery.open(gallery.folder) as another:
-            codes_by_hand(another)
             assert_answers(another)
             assert len(another) == len(held)
     assert index_file(gallery).stat().st_ino == file
@@ -151,7 +151,6 @@ def test_it_is_deleted_and_comes_back(gallery: Gallery, whole: list[int]) -> Non
         index_file(gallery).unlink(missing_ok=True)
         change()
         with Gallery.open(gallery.folder) as fresh:
-            codes_by_hand(fresh)
             assert_answers(fresh)
         assert_in_step(gallery.folder)
         assert len(whole) == 1
@@ -181,7 +180,6 @@ def test_others_that_write_with_sql(gallery: Gallery) -> None:
         connection.close()
         assert_answers(gallery)
         with Gallery.open(gallery.folder) as fresh:
-            codes_by_hand(fresh)
             assert_answers(fresh)
     assert_in_step(gallery.folder)
 
@@ -250,7 +248,6 @@ def test_killed_between_the_two_commits(
             os._exit(0)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
         with Gallery.open(gallery.folder) as fresh:
-            codes_by_hand(fresh)
             assert len(fresh) == count
             assert_answers(fresh)
         assert_in_step(gallery.folder)
@@ -271,7 +268,6 @@ def test_files_of_two_times(gallery: Gallery, tmp_path: Path) -> None:
         shutil.copytree(gallery.folder, mixed)
         shutil.copy(source / name, mixed / name)
         with Gallery.open(mixed) as opened:
-            codes_by_hand(opened)
             assert_answers(opened)
         assert_in_step(mixed)
 
@@ -284,7 +280,6 @@ def test_files_of_others(gallery: Gallery, tmp_path: Path) -> None:
     for content in contents:
         index_file(gallery).write_bytes(content)
         with Gallery.open(gallery.folder) as opened:
-            codes_by_hand(opened)
             assert_answers(opened)
         assert_in_step(gallery.folder)
         index_file(gallery).write_bytes(content)
@@ -295,7 +290,6 @@ def test_files_of_others(gallery: Gallery, tmp_path: Path) -> None:
     plain.commit()
     plain.close()
     with Gallery.open(gallery.folder) as opened:
-        codes_by_hand(opened)
         assert_answers(opened)
     assert_in_step(gallery.folder)
 
@@ -308,7 +302,6 @@ def test_damage_is_mended_from_the_database(gallery: Gallery) -> None:
         for bad in (good[:at] + bytes([good[at] ^ 16]) + good[at + 1 :], good[:at]):
             index_file(gallery).write_bytes(bad)
             with Gallery.open(gallery.folder) as opened:
-                codes_by_hand(opened)
                 query = np.frombuffer(code_of(3), np.uint8)
                 hits = opened.search_many([query], 19)[0]
                 assert [(hit.path.name, hit.distance) for hit in hits] == truth(gallery.folder, code_of(3), 19)
@@ -334,7 +327,6 @@ def test_damage_in_codes_that_are_mapped(gallery: Gallery) -> None:
     good = index_file(gallery).read_bytes()
     index_file(gallery).write_bytes(good[:200_000] + bytes([good[200_000] ^ 1]) + good[200_001:])
     with Gallery.open(gallery.folder) as opened:
-        codes_by_hand(opened)
         assert opened.search_many([np.frombuffer(code_of(7), np.uint8)]) == [[hit]]
     assert index_file(gallery).read_bytes() == good
 
@@ -379,7 +371,6 @@ def test_a_full_disk_loses_nothing(gallery: Gallery, monkeypatch: pytest.MonkeyP
         assert_answers(gallery)
         assert index_file(gallery).read_bytes() == before
     with Gallery.open(gallery.folder) as fresh:
-        codes_by_hand(fresh)
         assert_answers(fresh)
     assert_in_step(gallery.folder)
 
@@ -390,7 +381,6 @@ def test_a_name_that_is_taken(gallery: Gallery) -> None:
     put(gallery, [50])
     take(gallery, [3])
     with Gallery.open(gallery.folder) as fresh:
-        codes_by_hand(fresh)
         assert_answers(fresh)
     assert sorted(os.listdir(gallery.folder)) == ["gallery.db", "gallery.index"]
 
@@ -440,7 +430,6 @@ def test_readers_while_a_writer_adds(gallery: Gallery, whole: list[int], monkeyp
     def read(number: int) -> None:
         try:
             with Gallery.open(gallery.folder) as reader:
-                codes_by_hand(reader)
                 while not done.is_set():
                     query = np.frombuffer(code_of(7), np.uint8)
                     hits = reader.search_many([query], 5)[0]
@@ -493,7 +482,7 @@ def test_an_old_gallery_gets_an_index_when_it_is_searched(old: Path) -> None:
     with Gallery.open(old) as gallery:
         assert len(gallery) == 5
         assert os.listdir(old) == ["gallery.db"]
-        assert gallery.search(picture(3))[0] == (old.parent / "photos/3.png", 0, 1.0)
+        assert gallery.search(picture(3))[0][:3] == (old.parent / "photos/3.png", 0, 1.0)
         assert_in_step(old)
         assert len(gallery.search(picture(3), 5)) == 5
         assert gallery.info().missing == []

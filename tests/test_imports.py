@@ -31,7 +31,7 @@ BELOW = {
     "hosts": {"chains", "models", "ops", "image"},
     "pipelines": {"hosts", "chains", "models", "gallery", "image", "colour", "tiling", "metrics", "codes"},
     "evaluation": {"pipelines", "gallery", "codes", "search", "metrics", "image", "sheet", "models", "env"},
-    "training": {"models", "image", "metrics", "sheet", "env"},
+    "training": {"codes", "models", "image", "metrics", "sheet", "env"},
     "env": {"ops", "kernels", "_index"},
     "cli": {"pipelines", "evaluation", "gallery", "training", "env", "image", "sheet", "codes", "metrics", "models"},
 }

@@ -10,7 +10,7 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ragsr.errors import InputError
-from ragsr.metrics import PRESETS, hit_rate, psnr, ssim
+from ragsr.metrics import PRESETS, hit_rate, mean_average_precision, psnr, recall, ssim
 
 STUDIO = np.array([65.481, 128.553, 24.966]) / 255
 GAUSSIAN = {
@@ -134,3 +134,13 @@ def test_hit_rate():
         hit_rate([], [], 1)
     with pytest.raises(InputError, match="k is 0"):
         hit_rate(truth, hits, 0)
+
+
+def test_recall_and_mean_average_precision():
+    truth = [{"a", "b"}, {"c"}]
+    hits = [["x", "a", "y", "b"], ["c", "x", "y"]]
+    assert [recall(truth, hits, k) for k in (1, 2, 3, 4)] == [0.5, 0.75, 0.75, 1.0]
+    assert mean_average_precision(truth, hits) == ((1 / 2 + 2 / 4) / 2 + 1) / 2
+    assert mean_average_precision([{"a", "b"}], [["a"]]) == 0.5  # what is not found counts 0
+    with pytest.raises(InputError, match="some searches have no right answer"):
+        recall([{"a"}, set()], [["a"], ["b"]], 1)

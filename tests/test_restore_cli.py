@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,14 +48,15 @@ def test_one_photo_to_one_file(folder, capsys):
 
 
 def test_a_folder_with_a_gallery_and_json(gallery, folder, capsys):
-    assert main(["restore", "low", "--gallery", "gallery", "-k", "2", "-o", "out", "--json", "--device", "cpu"]) == 0
+    command = ["restore", "low", "--gallery", "gallery", "-k", "2", "--threshold", "0", "-o", "out", "--device", "cpu"]
+    assert main([*command, "--json"]) == 0
     assert files(folder / "out") == ["a.png", "b.png"]
     told = json.loads(capsys.readouterr().out)
     first = told["results"][0]
     assert first["input"] == os.path.join("low", "a.png")
     assert [os.path.basename(r["path"]) for r in first["references"]] == ["good.png", "cat.png"]
-    assert first["references"][0]["distance"] <= first["references"][1]["distance"]
-    assert 0 <= first["references"][0]["score"] <= 1
+    assert first["references"][0]["cosine"] > first["references"][1]["cosine"]
+    assert 1 >= first["references"][0]["score"] > first["references"][1]["score"] >= 0
     assert 0 < first["reference_share"] <= 1
     assert set(first["milliseconds"]) == {"load", "search", "prepare", "restore", "save"}
     assert (first["size"], first["skipped"]) == (list(GOOD.size), False)
@@ -67,6 +69,16 @@ def test_a_folder_with_a_gallery_and_json(gallery, folder, capsys):
         "k": 2,
     }.items() <= told.items()
     assert told["versions"]["torch"] == torch.__version__
+
+
+def test_a_photo_without_a_useful_reference_is_restored_by_itself(gallery, capsys):
+    alone, strict = ["restore", "low/a.png", "--no-reference"], ["restore", "low/a.png", "--gallery", "gallery"]
+    assert main([*alone, "-o", "alone.png"]) == main([*strict, "--threshold", "1.1", "-o", "out.png", "--json"]) == 0
+    assert Path("alone.png").read_bytes() == Path("out.png").read_bytes()
+    told = json.loads(capsys.readouterr().out.partition("\n")[2])["results"][0]
+    assert (told["references"], os.path.basename(told["rejected"][0]["path"])) == ([], "good.png")
+    assert main([*strict, "--threshold", "1.1", "-o", "again.png"]) == 0
+    assert "without reference, none is of use; the nearest is " in capsys.readouterr().out
 
 
 def test_the_line_tells_the_reference_and_how_near_it_was(gallery, capsys):

@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ragsr.cli import table5
 from ragsr.cli.restore import add_model_options, load_pipeline_of
+from ragsr.errors import InputError
 
 if TYPE_CHECKING:  # the library is imported when a command runs, so that --help is instant
     from ragsr.evaluation import Pack
@@ -14,7 +16,7 @@ PACK = "an evaluation pack: a folder with retrieval_truth.json, lq_bicubic_x4 an
 
 
 def add_parser(commands: Any) -> None:
-    """Register `eval` and its two commands."""
+    """Register `eval` and its commands."""
     parser = commands.add_parser(
         "eval",
         help="measure restoring and retrieval on a pack of photos with known truth",
@@ -23,6 +25,7 @@ def add_parser(commands: Any) -> None:
     kinds = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_restore(kinds)
     add_retrieval(kinds)
+    table5.add_command(kinds)
 
 
 def add_restore(kinds: Any) -> None:
@@ -58,21 +61,35 @@ def add_restore(kinds: Any) -> None:
 def add_retrieval(kinds: Any) -> None:
     parser = kinds.add_parser(
         "retrieval",
-        help="hit rate of a code encoder",
-        description="Search the low-quality photos of a pack among its references, and print how often one of the same "
-        "scene comes first and among the first five.",
-        epilog="example: ragsr eval retrieval --data pack --candidates other-photos --json retrieval.json",
+        help="hit rate of code encoders",
+        description="Search the low-quality photos of a pack among its references, and print how many find one of the "
+        "same scene among the first one to five, which share of all of the same scene is among the first five "
+        "(recall), and the mean average precision over the whole order (MAP).",
+        epilog="example: ragsr eval retrieval --data pack --candidates photos --encoder baseline-64 runs/hash/encoder "
+        "--rerank --html retrieval.html",
     )
-    parser.add_argument("--data", metavar="DIR", type=Path, required=True, help=PACK)
+    parser.add_argument("--data", metavar="DIR", type=Path, required=True, help=f"{PACK}; or the test set CUFED5")
     parser.add_argument(
         "--candidates", metavar="DIR", type=Path, nargs="+", default=[], help="more photos to search among"
     )
     parser.add_argument(
-        "--encoder", metavar="NAME", default="baseline-64", help="turns photos into codes (%(default)s)"
+        "--encoder",
+        metavar="NAME|DIR",
+        nargs="+",
+        help="turns photos into codes; several are compared (that of ragsr gallery build)",
+    )
+    parser.add_argument(
+        "--rerank",
+        action="store_true",
+        help="also rank the nearest codes again by float feature, and all candidates by feature alone",
+    )
+    parser.add_argument(
+        "--patches", action="store_true", help="also search a gallery of the candidates that keeps patches (slow)"
     )
     _add_pack_options(parser, ["multiview", "pairs", "synthcrop"])
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="shuffles the candidates (%(default)s)")
     _add_outputs(parser)
+    parser.add_argument("--plot", metavar="PNG", type=Path, help="draw hit rates and distances (needs matplotlib)")
     parser.set_defaults(run=run_retrieval)
 
 
@@ -116,20 +133,22 @@ def run_restore(args: argparse.Namespace) -> int:
 
 
 def run_retrieval(args: argparse.Namespace) -> int:
-    from ragsr.codes import load_encoder
-    from ragsr.evaluation import DEGRADATIONS, evaluate_retrieval, report
+    from ragsr.codes import DEFAULT, load_encoder
+    from ragsr.evaluation import degradations_of, evaluate_retrieval, report, retrieval_report
 
     started = time.perf_counter()
-    encoder = load_encoder(args.encoder)
-    packs = [_load_pack(args, degradation) for degradation in DEGRADATIONS]
-    rows, candidates = evaluate_retrieval(packs, encoder, args.candidates, args.seed)
-    print(report.retrieval_lines(rows, encoder.id, candidates))
-    settings = {"encoder": encoder.id, "candidates": candidates, "groups": args.groups, "seed": args.seed}
-    document = report.retrieval_document(rows, settings, report.run_facts(started))
+    encoders = [load_encoder(name) for name in dict.fromkeys(args.encoder or [DEFAULT])]
+    packs = [_load_pack(args, degradation) for degradation in degradations_of(args.data)]
+    results, candidates = evaluate_retrieval(packs, encoders, args.candidates, args.seed, args.rerank, args.patches)
+    print(retrieval_report.retrieval_lines(results, candidates))
+    settings = {"candidates": candidates, "groups": args.groups, "seed": args.seed}
+    document = retrieval_report.retrieval_document(results, settings, report.run_facts(started))
     if args.json:
         report.write_json(args.json, document)
     if args.html:
-        report.write_text(args.html, report.retrieval_page(rows, document))
+        report.write_text(args.html, retrieval_report.retrieval_page(results, document))
+    if args.plot and not retrieval_report.write_plot(results, args.plot):
+        raise InputError(retrieval_report.NO_PLOTS)
     return 0
 
 

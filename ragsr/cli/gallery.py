@@ -1,4 +1,4 @@
-"""`ragsr gallery`: build, add, remove, info, search."""
+"""`ragsr gallery`: build, add, augment, remove, info, search."""
 
 import argparse
 import json
@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ragsr.cli import augment
+from ragsr.errors import InputError
+
 if TYPE_CHECKING:  # the library is imported when a command runs, so that --help is instant
     from ragsr.gallery import Gallery, Hit
+    from ragsr.gallery.patches import Box
 
 Subparsers = Any  # argparse keeps the type to itself
 
@@ -31,7 +35,20 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     _photos(build, "photos, and folders of photos to the bottom")
     build.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="the gallery folder")
-    build.add_argument("--encoder", metavar="NAME", default="baseline-64", help="turns photos into codes (%(default)s)")
+    build.add_argument(
+        "--encoder", metavar="NAME|DIR", help="turns photos into codes; a name, or a folder from ragsr train hash"
+    )
+    build.add_argument(
+        "--features",
+        action=argparse.BooleanOptionalAction,
+        help="keep a float feature of each photo too, by which what the codes found is ranked again; about 0.5 KB a "
+        "photo (default for a new gallery: wherever the encoder has one)",
+    )
+    build.add_argument(
+        "--patches",
+        action="store_true",
+        help="keep codes of overlapping patches too, so that parts of photos are found; takes about 10 times as long",
+    )
     _json(build)
 
     add = _command(
@@ -44,6 +61,8 @@ def add_parser(subparsers: Subparsers) -> None:
     _folder(add)
     _photos(add, "photos, and folders of photos to the bottom")
     _json(add)
+
+    augment.add_command(commands)
 
     remove = _command(
         commands,
@@ -73,6 +92,24 @@ def add_parser(subparsers: Subparsers) -> None:
     search.add_argument("image", metavar="IMAGE", type=Path, help="the photo to look for")
     search.add_argument("--gallery", metavar="DIR", type=Path, required=True, help="the gallery folder")
     search.add_argument("-k", metavar="N", type=int, default=1, help="how many to find (%(default)s)")
+    search.add_argument(
+        "--patches",
+        action=argparse.BooleanOptionalAction,
+        help="compare patches of the photos too, and say where they agree (default: if the gallery keeps patches)",
+    )
+    search.add_argument(
+        "--tile", metavar="N", type=int, help="find photos for every region of N×N pixels of IMAGE instead"
+    )
+    search.add_argument(
+        "--probes",
+        metavar="PROBE",
+        nargs="+",
+        default=[],
+        help="look also for the mirrored photo (flips) and for its middle, enlarged (scales)",
+    )
+    search.add_argument(
+        "--threshold", metavar="X", type=float, help="scores below are of no use as references (default: the encoder's)"
+    )
     _json(search)
     search.add_argument("--plot", metavar="PNG", type=Path, help="draw the photo and what was found")
 
@@ -105,8 +142,14 @@ def run_build(args: argparse.Namespace) -> int:
     from ragsr.image import find_images
 
     find_images(args.photos)  # complain before a folder is made
-    there = Gallery.is_at(args.output)
-    gallery = Gallery.open(args.output, args.encoder) if there else Gallery.create(args.output, args.encoder)
+    if Gallery.is_at(args.output):
+        gallery = Gallery.open(args.output, args.encoder)
+        if args.features is False and gallery.kept.features:
+            raise InputError(f"{args.output}: keeps features; build another gallery to have none")
+        gallery.keep(features=bool(args.features), patches=args.patches)
+    else:
+        encoder = {} if args.encoder is None else {"encoder": args.encoder}
+        gallery = Gallery.create(args.output, features=args.features, patches=args.patches, **encoder)
     return _add(gallery, args)
 
 
@@ -138,10 +181,12 @@ def run_info(args: argparse.Namespace) -> int:
         print(json.dumps(info, indent=2, default=str))
         return 0
     missing = info.pop("missing")
+    for name in ("features", "patches"):
+        info[name] = "none kept" if info[name] is None else f"of {info[name]} images"
     info["checked"] = "all files are whole" if args.check else "no; --check reads everything"
     for name, value in info.items():
-        print(f"{name.replace('_', ' '):<10} {value}")
-    print(f"{'missing':<10} {len(missing)}")
+        print(f"{name.replace('_', ' '):<13} {value}")
+    print(f"{'missing':<13} {len(missing)}")
     for path in missing:
         print(f"  {path}")
     return 0
@@ -153,17 +198,27 @@ def run_search(args: argparse.Namespace) -> int:
 
     image = load_image(args.image)
     with Gallery.open(args.gallery) as gallery:
-        hits = gallery.search(image, args.k)
-        encoder, bits, folder = gallery.encoder.id, gallery.encoder.bits, gallery.folder
-    if len(hits) < args.k:
-        _say(f"only {len(hits)} of the {args.k} are still on disk; ragsr gallery info {args.gallery} lists the missing")
+        if args.tile is None:
+            found = [gallery.search(image, args.k, args.patches, args.probes)]
+        elif args.probes or args.patches is False:
+            raise InputError("--tile searches by patches and without probes; leave --probes and --no-patches out")
+        else:
+            found = gallery.search_regions(image, args.tile, args.k)
+        encoder, bits, folder = gallery.encoder, gallery.encoder.bits, gallery.folder
+    hits = [hit for part in found for hit in part]
+    threshold = encoder.threshold if args.threshold is None else args.threshold
+    if any(len(part) < args.k for part in found):
+        fewest = min(map(len, found))
+        _say(f"only {fewest} of the {args.k} are still on disk; ragsr gallery info {args.gallery} lists the missing")
+    if not any(hit.score >= threshold for hit in hits):
+        _say(f"no useful reference: no score reaches {threshold:g}")
     if args.json:
-        found = [{"path": str(hit.path), "distance": hit.distance, "score": round(hit.score, 4)} for hit in hits]
-        query = str(args.image.resolve())
-        print(json.dumps({"query": query, "gallery": str(folder), "encoder": encoder, "hits": found}, indent=2))
+        told = [hit._asdict() | {"path": str(hit.path), "score": round(hit.score, 4)} for hit in hits]
+        document = {"query": str(args.image.resolve()), "gallery": str(folder), "encoder": encoder.id}
+        print(json.dumps({**document, "threshold": threshold, "hits": told}, indent=2))
     else:
         for hit in hits:
-            print(f"{hit.path}  {_nearness(hit, bits)}")
+            print(f"{hit.path}  {_nearness(hit, bits)}{'' if hit.score >= threshold else ', of no use'}")
     if args.plot:
         _plot(args.image, hits, bits, args.plot)
     return 0
@@ -195,7 +250,21 @@ def _plot(query: Path, hits: "list[Hit]", bits: int, path: Path) -> None:
 
 
 def _nearness(hit: "Hit", bits: int) -> str:
-    return f"distance {hit.distance} of {bits}, score {hit.score:.2f}"
+    parts = [f"distance {hit.distance} of {bits}"]
+    if hit.cosine is not None:
+        parts.append(f"cosine {hit.cosine:.2f}")
+    parts.append(f"score {hit.score:.2f}")
+    if hit.region is not None:
+        parts.append(f"{_box(hit.region)} for {_box(hit.query_region)}")
+    if hit.generated:
+        parts.append("generated")
+    return ", ".join(parts)
+
+
+def _box(box: "Box | None") -> str:
+    """As photo tools write it: width, height, and where the corner is."""
+    left, top, right, bottom = box or (0, 0, 0, 0)
+    return f"{right - left}x{bottom - top}+{left}+{top}"
 
 
 def _say(message: str) -> None:

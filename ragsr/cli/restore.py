@@ -14,6 +14,7 @@ from ragsr.errors import InputError
 if TYPE_CHECKING:  # the library is imported when the command runs, so that --help is instant
     from ragsr.gallery import Gallery
     from ragsr.pipelines import RefSRPipeline, Restored
+    from ragsr.pipelines.refsr import Reference
 
 DESCRIPTION = """\
 Restore low-quality photos with the help of good ones: references that you name, or the nearest images of a gallery.
@@ -51,6 +52,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="a file or a folder")
     parser.add_argument(
         "-k", metavar="N", type=int, default=1, help="references per photo from the gallery (%(default)s)"
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="X",
+        type=float,
+        help="what is found with a lower score is not used, and a photo without any is restored by itself (default: "
+        "the encoder's; 0 takes whatever comes)",
     )
     add_model_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="redo what is in OUT already")
@@ -183,20 +191,13 @@ def restore_one(
     from ragsr.pipelines.refsr import timed
 
     start = time.perf_counter()
-    restored: Restored = pipeline(source, args.ref or (), gallery, args.k)
+    restored: Restored = pipeline(source, args.ref or (), gallery, args.k, args.threshold)
     with timed(restored.milliseconds, "save"):
         save_image(restored.image, target)
     return {
         "size": list(restored.image.size),
-        "references": [
-            {
-                "path": str(r.path),
-                "distance": r.distance,
-                "score": None if r.score is None else round(r.score, 4),
-                "note": r.note,
-            }
-            for r in restored.references
-        ],
+        "references": [told(reference) for reference in restored.references],
+        "rejected": [told(reference) for reference in restored.rejected],
         "reference_share": round(restored.reference_share, 4),
         "seconds": round(time.perf_counter() - start, 3),
         "milliseconds": {stage: round(value, 1) for stage, value in restored.milliseconds.items()},
@@ -206,17 +207,34 @@ def restore_one(
 # ------------------------------------------------------------------ what is told
 
 
+def told(reference: "Reference") -> Record:
+    """One reference, in JSON."""
+    return vars(reference) | {
+        "path": str(reference.path),
+        "score": None if reference.score is None else round(reference.score, 4),
+    }
+
+
 def describe(record: Record, gallery: "Gallery | None") -> str:
     """One line on one photo."""
     if record["skipped"]:
         return f"{record['output']}: is there already, skipped (--overwrite redoes it)"
     used = [f"{r['path']}{'' if gallery is None else nearness(r, gallery)}" for r in record["references"]]
-    source = f"{record['reference_share']:.0%} from {', '.join(used)}" if used else "without reference"
+    source = f"{record['reference_share']:.0%} from {', '.join(used)}" if used else without(record, gallery)
     return f"{record['input']} -> {record['output']}: {source}, {record['seconds']:.1f} s"
 
 
+def without(record: Record, gallery: "Gallery | None") -> str:
+    """Why a photo was restored by itself."""
+    if gallery is None or not record["rejected"]:
+        return "without reference"
+    nearest = record["rejected"][0]
+    return f"without reference, none is of use; the nearest is {nearest['path']}{nearness(nearest, gallery)}"
+
+
 def nearness(reference: Record, gallery: "Gallery") -> str:
-    return f" (distance {reference['distance']} of {gallery.encoder.bits}, score {reference['score']:.2f})"
+    near = f"distance {reference['distance']} of {gallery.encoder.bits}, score {reference['score']:.2f}"
+    return f" ({near}{', generated' if reference['generated'] else ''})"
 
 
 def notes_on(record: Record) -> set[str]:
@@ -238,5 +256,6 @@ def settings(args: argparse.Namespace, pipeline: "RefSRPipeline") -> dict[str, A
         "device": str(pipeline.device),
         "gallery": None if args.gallery is None else str(args.gallery.resolve()),
         "k": args.k,
+        "threshold": args.threshold,
         "versions": {name: version(name) for name in ("ragsr", "torch", "pillow")},
     }

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ragsr.cli import train_hash
 from ragsr.errors import InputError
 
 DESCRIPTION = """\
@@ -53,6 +54,7 @@ def add_parser(commands: Any) -> None:
     refsr.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     refsr.add_argument("--json", action="store_true", help="print what was reached as JSON")
     refsr.set_defaults(run=run)
+    train_hash.add_parser(models)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,11 +1,13 @@
 """Evaluation: run a pack of scenes with known truth, and report.
 
-`pack.py` finds the scenes, `restoring.py` and `retrieval.py` measure, `report.py` writes JSON and one HTML page.
+`pack.py` finds the scenes, `restoring.py` and `retrieval.py` measure (`ranking.py` puts candidates in order),
+`report.py` and `retrieval_report.py` write JSON and one HTML page each, `table5.py` is an experiment of iRAG's.
 """
 
-from ragsr.evaluation.pack import DEGRADATIONS, GROUPS, Pack, Query, load_pack
+from ragsr.evaluation.pack import DEGRADATIONS, GROUPS, Pack, Query, degradations_of, load_pack
 from ragsr.evaluation.restoring import METHODS, RestoreRow, evaluate_restore
-from ragsr.evaluation.retrieval import RetrievalRow, evaluate_retrieval
+from ragsr.evaluation.retrieval import Retrieval, RetrievalRow, evaluate_retrieval
+from ragsr.evaluation.table5 import evaluate_table5, training_sets
 
 __all__ = [
     "DEGRADATIONS",
@@ -14,8 +16,12 @@ __all__ = [
     "Pack",
     "Query",
     "RestoreRow",
+    "Retrieval",
     "RetrievalRow",
+    "degradations_of",
     "evaluate_restore",
     "evaluate_retrieval",
+    "evaluate_table5",
     "load_pack",
+    "training_sets",
 ]

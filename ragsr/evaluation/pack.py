@@ -5,6 +5,10 @@ PACK/GROUP/SCENE/query_0.png, ref_00.jpg   ground truth and references; GROUP is
 PACK/single/NAME.png                       ground truth without any reference
 PACK/lq_bicubic_x4/SCENE_query_0.png       what is restored; for singles NAME.png
 PACK/lq_degraded_x4/...                    the same after blur, noise and JPEG
+
+The test set CUFED5 (Z. Zhang et al., "Image super-resolution by neural texture transfer", CVPR 2019) is read too, as it
+is handed out: the 126 photos NNN_0.png and the references of each, NNN_1.png the most like it to NNN_5.png. It has no
+low-quality copies: they are made, by bicubic ×4.
 """
 
 import json
@@ -12,10 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from ragsr.errors import InputError
+from ragsr.image import load_image, to_rgb
 
 GROUPS = ("multiview", "pairs", "synthcrop", "single")
 DEGRADATIONS = ("bicubic", "degraded")
+CUFED5 = "cufed5"  # the one group of that set
+SCALE = 4
 TRUTH = "retrieval_truth.json"
 
 
@@ -28,6 +37,7 @@ class Query:
     scene: str
     truth: Path
     low: Path
+    shrink: int = 1  # above 1: `low` is the truth itself, to be reduced so many times
     best: tuple[str, ...] = ()  # references that show the same part of the scene, best first
     same_scene: frozenset[str] = frozenset()
 
@@ -49,8 +59,10 @@ def load_pack(
         raise InputError(f"there is no degradation {degradation!r}; there are: {', '.join(DEGRADATIONS)}")
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; it is the number of photos to evaluate, from 1 on")
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder")
+    if degradation not in degradations_of(folder):
+        raise InputError(f"{folder}: is CUFED5, which has no degraded copies; ask for bicubic")
+    if is_cufed5(folder):
+        return _load_cufed5(folder, limit)
     lows = folder / f"lq_{degradation}_x4"
     found = [*_with_truth(folder, lows), *_singles(folder, lows)]
     queries = tuple(query for query in found if query.group in groups)[:limit]
@@ -62,6 +74,47 @@ def load_pack(
     if missing:
         raise InputError(f"{folder}: {len(missing)} files are missing, the first is {missing[0]}")
     return Pack(folder, degradation, queries, references)
+
+
+def degradations_of(folder: str | Path) -> tuple[str, ...]:
+    """Which low-quality copies there are of a pack."""
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: there is no such folder")
+    return DEGRADATIONS[:1] if is_cufed5(Path(folder)) else DEGRADATIONS
+
+
+def is_cufed5(folder: Path) -> bool:
+    return not (folder / TRUTH).exists() and any(folder.glob("*_0.png"))
+
+
+def load_low(query: Query) -> Image.Image:
+    """The low-quality photo of a query."""
+    if query.shrink == 1:
+        return load_image(query.low)
+    truth = load_truth(query)
+    return truth.resize((truth.width // query.shrink, truth.height // query.shrink), Image.Resampling.BICUBIC)
+
+
+def load_truth(query: Query) -> Image.Image:
+    """What restoring it should give; where it is reduced first, without the last rows and columns that do not fit."""
+    image = load_image(query.truth)
+    if query.shrink == 1:
+        return image
+    width, height = (max(1, side // query.shrink) * query.shrink for side in image.size)
+    return to_rgb(image).crop((0, 0, width, height))
+
+
+def _load_cufed5(folder: Path, limit: int | None) -> Pack:
+    queries = []
+    for truth in sorted(folder.glob("*_0.png")):
+        scene = truth.stem.removesuffix("_0")
+        references = [f"{scene}_{place}.png" for place in range(1, 6)]
+        there = tuple(name for name in references if (folder / name).is_file())
+        if not there:
+            raise InputError(f"{truth}: has no references {references[0]} to {references[-1]} beside it")
+        queries.append(Query(truth.name, CUFED5, scene, truth, truth, SCALE, there, frozenset(there)))
+    references = sorted({name for query in queries for name in query.same_scene})
+    return Pack(folder, DEGRADATIONS[0], tuple(queries[:limit]), tuple(references))
 
 
 def _with_truth(folder: Path, lows: Path) -> list[Query]:
@@ -76,8 +129,8 @@ def _with_truth(folder: Path, lows: Path) -> list[Query]:
                 entry["scene"],
                 folder / name,
                 lows / f"{entry['scene']}_{Path(name).stem}.png",
-                tuple(entry["best"]),
-                frozenset(entry["same_scene"]),
+                best=tuple(entry["best"]),
+                same_scene=frozenset(entry["same_scene"]),
             )
             for name, entry in entries.items()
         ]

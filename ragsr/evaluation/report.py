@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import json
-import os
 import resource
 import sys
 import time
@@ -16,10 +15,8 @@ from typing import Any
 from PIL import Image
 
 from ragsr.env import provenance
-from ragsr.evaluation.restoring import METHODS, RestoreRow, mean_scores, thumbnail
-from ragsr.evaluation.retrieval import RetrievalRow, hit_rates
+from ragsr.evaluation.restoring import METHODS, RestoreRow, mean_scores
 from ragsr.files import replacing
-from ragsr.image import load_image
 
 Facts = dict[str, Any]
 STYLE = """
@@ -31,6 +28,7 @@ section { border-top: 1px solid #ccc; margin-top: 1.5em } h2 { font-size: 1.05em
 figcaption { font-size: .85em; color: #555 } img { display: block; max-width: 256px }
 .right img { outline: 4px solid #2a9d4a } .wrong img { outline: 4px solid #c33 }
 .small img { height: 110px; width: auto }
+.plot { max-width: 100% }
 pre { background: #f4f4f4; padding: .8em; overflow-x: auto; font-size: .85em }
 """
 
@@ -87,7 +85,7 @@ def restore_lines(rows: Sequence[RestoreRow], preset: str) -> str:
 def restore_page(rows: Sequence[RestoreRow], document: Facts) -> str:
     means = document["mean"]
     head = ["", *means]
-    table = [
+    lines = [
         ["PSNR, dB", *(f"{m['psnr']:.2f}" for m in means.values())],
         ["SSIM", *(f"{m['ssim']:.4f}" for m in means.values())],
         ["mean gain over bicubic, dB", *(f"{m['mean_gain']:+.2f}" for m in means.values())],
@@ -97,72 +95,21 @@ def restore_page(rows: Sequence[RestoreRow], document: Facts) -> str:
     legend = "; ".join(f"<b>{name}</b> {METHODS[name]}" for name in means if name in METHODS)
     intro = f"<p>Preset <b>{document['preset']}</b>, degradation {document['degradation']}. {legend}.</p>"
     sections = [f"<section><h2>{html.escape(row.query.name)}</h2>{_restore_figures(row)}</section>" for row in rows]
-    return _page("Restoring", intro + _table(head, table) + "".join(sections), document["run"])
+    return page("Restoring", intro + table(head, lines) + "".join(sections), document["run"])
 
 
 def _restore_figures(row: RestoreRow) -> str:
     figures = []
     for name, picture in row.pictures.items():
         score = row.scores.get(name)
-        figures.append(_figure(picture, f"{name} · {score.psnr:.2f} dB, {score.ssim:.4f}" if score else name))
-    return f'<div class="row">{"".join(figures)}</div>'
-
-
-# ------------------------------------------------------------------ retrieval
-
-
-def retrieval_document(rows: Sequence[RetrievalRow], settings: Facts, facts: Facts) -> Facts:
-    """Hits are named relative to the folder the command ran in, so that a report says the same on another machine."""
-    listed = [
-        {
-            "photo": row.query.name,
-            "degradation": row.degradation,
-            "rank": row.rank,
-            "hits": [
-                {"path": os.path.relpath(path), "distance": distance, "right": path in row.right}
-                for path, distance in row.hits
-            ],
-        }
-        for row in rows
-    ]
-    return {"evaluation": "retrieval", **settings, "hit_rates": hit_rates(rows), "rows": listed, "run": facts}
-
-
-def retrieval_lines(rows: Sequence[RetrievalRow], encoder: str, candidates: int) -> str:
-    lines = [f"{encoder}, {candidates} candidates", f"{'degradation':<12}{'group':<12}{'hit@1':>14}{'hit@5':>14}"]
-    for line in hit_rates(rows):
-        rates = (f"{round(line[k] * line['queries'])}/{line['queries']} {line[k]:.0%}" for k in ("hit@1", "hit@5"))
-        lines.append(f"{line['degradation']:<12}{line['group']:<12}" + "".join(f"{rate:>14}" for rate in rates))
-    return "\n".join(lines)
-
-
-def retrieval_page(rows: Sequence[RetrievalRow], document: Facts) -> str:
-    table = [
-        [line["degradation"], line["group"], str(line["queries"]), f"{line['hit@1']:.0%}", f"{line['hit@5']:.0%}"]
-        for line in document["hit_rates"]
-    ]
-    intro = f"<p>Encoder <b>{html.escape(document['encoder'])}</b>, {document['candidates']} candidates.</p>"
-    sections = [
-        f"<section><h2>{html.escape(row.query.name)}, {row.degradation}: rank {row.rank}</h2>"
-        f"{_hit_figures(row)}</section>"
-        for row in rows
-    ]
-    head = ["degradation", "group", "photos", "hit@1", "hit@5"]
-    return _page("Retrieval", intro + _table(head, table) + "".join(sections), document["run"])
-
-
-def _hit_figures(row: RetrievalRow) -> str:
-    figures = [_figure(thumbnail(load_image(row.query.low)), "photo", "small")]
-    for path, distance in row.hits:
-        kind = "right" if path in row.right else "wrong"
-        figures.append(_figure(thumbnail(load_image(path)), f"distance {distance}", f"small {kind}"))
+        figures.append(figure(picture, f"{name} · {score.psnr:.2f} dB, {score.ssim:.4f}" if score else name))
     return f'<div class="row">{"".join(figures)}</div>'
 
 
 # ------------------------------------------------------------------ HTML
 
 
-def _page(title: str, body: str, facts: Facts) -> str:
+def page(title: str, body: str, facts: Facts) -> str:
     run = html.escape(json.dumps(facts, indent=2))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>ragsr: {title}</title><style>{STYLE}</style>'
@@ -170,13 +117,13 @@ def _page(title: str, body: str, facts: Facts) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
     lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
-def _figure(picture: Image.Image, caption: str, kind: str = "") -> str:
+def figure(picture: Image.Image, caption: str, kind: str = "") -> str:
     file = io.BytesIO()
     picture.convert("RGB").save(file, format="JPEG", quality=85)
     data = base64.b64encode(file.getvalue()).decode()

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ragsr.evaluation.pack import Pack, Query
+from ragsr.evaluation.pack import Pack, Query, load_low, load_truth
 from ragsr.gallery import Gallery
 from ragsr.image import load_image
 from ragsr.metrics import psnr, ssim
@@ -69,7 +69,7 @@ def evaluate_restore(
         for method in methods:
             if method in sources:
                 start = time.perf_counter()
-                restored = pipeline(query.low, **sources[method])
+                restored = pipeline(load_low(query), **sources[method])
                 _add_score(row, method, restored, time.perf_counter() - start, preset, pack.folder)
         rows.append(row)
     return rows
@@ -113,7 +113,7 @@ def _sources(pack: Pack, query: Query, other: str | None, gallery: Gallery | Non
 
 
 def _start_row(query: Query, scale: int, preset: str) -> RestoreRow:
-    truth, low = load_image(query.truth), load_image(query.low)
+    truth, low = load_truth(query), load_low(query)
     size = (low.width * scale, low.height * scale)
     bicubic = low.resize(size, Image.Resampling.BICUBIC)
     shown = {"low quality": low.resize(size, Image.Resampling.NEAREST), "truth": truth, "bicubic": bicubic}
@@ -122,7 +122,7 @@ def _start_row(query: Query, scale: int, preset: str) -> RestoreRow:
 
 
 def _add_score(row: RestoreRow, method: str, restored: Restored, seconds: float, preset: str, folder: Path) -> None:
-    truth = load_image(row.query.truth)
+    truth = load_truth(row.query)
     used = [reference.path for reference in restored.references if reference.path is not None]
     row.scores[method] = Score(
         psnr(restored.image, truth, preset),

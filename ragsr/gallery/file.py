@@ -54,8 +54,11 @@ class Follower(Protocol):
     def committed(self) -> None: ...
 
 
-def create_file(folder: Path, meta: Mapping[str, str]) -> None:
-    """Make an empty gallery file in `folder` (made too if need be); it appears whole or not at all."""
+def create_file(folder: Path, meta: Mapping[str, str], extend: Callable[[sqlite3.Connection], None]) -> None:
+    """Make an empty gallery file in `folder` (made too if need be), with the tables that `extend` adds.
+
+    It appears whole or not at all.
+    """
     if (folder / NAME).exists():
         raise InputError(f"{folder}: there is a gallery already; open it, or choose another folder")
     with (
@@ -65,6 +68,7 @@ def create_file(folder: Path, meta: Mapping[str, str]) -> None:
     ):
         connection.executescript(f"PRAGMA application_id = {MAGIC}; PRAGMA user_version = {VERSION}; {SCHEMA}")
         connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+        extend(connection)
         give_state(connection)
 
 

@@ -6,9 +6,10 @@ niqe           naturalness of an image by itself: lower is better              n
 hit_rate       of a search
 """
 
-from ragsr.metrics.fidelity import PRESETS, Picture, find_preset, hit_rate, psnr, ssim
+from ragsr.metrics.fidelity import PRESETS, Picture, find_preset, psnr, ssim
 from ragsr.metrics.haarpsi import haarpsi
 from ragsr.metrics.niqe import NaturalModel, fit_niqe, niqe
+from ragsr.metrics.retrieval import hit_rate, mean_average_precision, recall
 
 __all__ = [
     "PRESETS",
@@ -18,7 +19,9 @@ __all__ = [
     "fit_niqe",
     "haarpsi",
     "hit_rate",
+    "mean_average_precision",
     "niqe",
     "psnr",
+    "recall",
     "ssim",
 ]

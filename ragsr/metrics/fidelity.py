@@ -1,4 +1,4 @@
-"""PSNR and SSIM the way each project computes them, and the hit rate of a search.
+"""PSNR and SSIM the way each project computes them.
 
 The same two images differ by more than a decibel between projects: Y in studio range is flatter than R, G and B, some
 cut a border off, some round to 8 bits first. So a number is worth something only with its preset: print both.
@@ -13,7 +13,6 @@ presets follow the published evaluation code of the projects they are named afte
 """
 
 import math
-from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,20 +128,6 @@ def ssim(a: Picture, b: Picture, preset: str = "refir") -> float:
     if rules.ssim_rounded:
         a, b = _to_8_bits(a), _to_8_bits(b)
     return float(_ssim_map(a, b, rules).mean())
-
-
-def hit_rate(truth: Sequence[Collection[Hashable]], hits: Sequence[Sequence[Hashable]], k: int) -> float:
-    """The share of queries with at least one true reference among their first k hits, in [0, 1].
-
-    `truth[i]` are the right answers of query i, `hits[i]` what was found, best first.
-    """
-    if len(truth) != len(hits) or not truth:
-        raise InputError(
-            f"hit_rate: {len(truth)} right answers for {len(hits)} searches; both must match, at least one"
-        )
-    if k < 1:
-        raise InputError(f"hit_rate: k is {k}; it counts the first hits, from 1")
-    return sum(not set(right).isdisjoint(found[:k]) for right, found in zip(truth, hits, strict=True)) / len(truth)
 
 
 def find_preset(name: str) -> Preset:

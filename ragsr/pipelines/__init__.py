@@ -1,11 +1,23 @@
 """Pipelines: from a photo to a restored one.
 
-`restore.py` is the front door, `refsr.py` the path of iRAG. `refir.py` is that of ReFIR; what goes into it, how it
-denoises, its tiles and its memory are the files beside it whose names begin with its own.
+restore.py     the front door
+refsr.py       the path of iRAG; diffusion.py, its second stage; irag_checkpoint.py reads published weights
+refir.py       the path of ReFIR; refir_*.py: what goes into it, how it denoises, its tiles and its memory
+sdedit.py      references made from photos; hallucination.py says how far they were invented
 """
 
 from ragsr.pipelines.refir import ReFIROutput, ReFIRPipeline
 from ragsr.pipelines.refsr import Reference, RefSRPipeline, Restored
 from ragsr.pipelines.restore import load_pipeline, restore
+from ragsr.pipelines.sdedit import SDEdit
 
-__all__ = ["ReFIROutput", "ReFIRPipeline", "RefSRPipeline", "Reference", "Restored", "load_pipeline", "restore"]
+__all__ = [
+    "ReFIROutput",
+    "ReFIRPipeline",
+    "RefSRPipeline",
+    "Reference",
+    "Restored",
+    "SDEdit",
+    "load_pipeline",
+    "restore",
+]

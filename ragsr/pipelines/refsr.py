@@ -13,7 +13,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -70,6 +71,9 @@ class Reference:
     distance: int | None = None  # differing bits of the codes; None where no search was made
     score: float | None = None  # in [0, 1], see `Gallery.search`
     note: str | None = None  # what was done to it before use, if anything
+    generated: bool = False  # made by a diffusion model: see `ragsr gallery augment`
+    cosine: float | None = None  # of the features, where the gallery keeps them
+    region: tuple[int, int, int, int] | None = None  # left, top, right, bottom: where it is most like the photo
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Restored:
     references: list[Reference]  # nearest first
     weight: Tensor  # float32 [1, 1, H, W] in [0, 1]: how much of each pixel came from the references
     milliseconds: dict[str, float]  # per stage: load, search, prepare, restore, save
+    rejected: list[Reference] = field(default_factory=list)  # found, and not like enough to be of use
 
     @property
     def reference_share(self) -> float:
@@ -106,13 +111,21 @@ class RefSRPipeline:
         references: Sequence[str | Path | Image.Image] = (),
         gallery: Gallery | None = None,
         k: int = 1,
+        threshold: float | None = None,
     ) -> Restored:
-        """Restore one photo with `references`, or with the k nearest of `gallery`, or with neither."""
+        """Restore one photo with `references`, or with the k nearest of `gallery`, or with neither.
+
+        What is found with a score below `threshold` (None: that of the gallery's encoder) is not used: a wrong
+        reference does harm.
+        """
         milliseconds: dict[str, float] = {}
         with timed(milliseconds, "load"):
             low = self.load(photo)
         with timed(milliseconds, "search"):
-            found = named(references) if gallery is None else self.retrieve(gallery, low, k)
+            rejected: list[Reference] = []
+            found = named(references)
+            if gallery is not None:
+                found, rejected = self.retrieve(gallery, low, k, threshold)
         with timed(milliseconds, "prepare"):
             prepared, notes = self.prepare(
                 references if gallery is None else [hit.path for hit in found if hit.path is not None]
@@ -121,7 +134,7 @@ class RefSRPipeline:
         with timed(milliseconds, "restore"):
             restored, weight = self.restore(low, prepared)
             picture = picture_of(restored)
-        return Restored(picture, found, weight, milliseconds)
+        return Restored(picture, found, weight, milliseconds, rejected)
 
     def load(self, photo: str | Path | Image.Image | Tensor) -> Tensor:
         """The photo as a tensor [1, 3, h, w], checked."""
@@ -129,14 +142,22 @@ class RefSRPipeline:
         check_low(low, self.model.scale)
         return low.detach().float().cpu()
 
-    def retrieve(self, gallery: Gallery, low: Tensor, k: int) -> list[Reference]:
-        """The k nearest images of the gallery."""
+    def retrieve(
+        self, gallery: Gallery, low: Tensor, k: int, threshold: float | None = None
+    ) -> tuple[list[Reference], list[Reference]]:
+        """The k nearest images of the gallery: those of use, and those with a score below `threshold`."""
         hits = gallery.search(tensor_to_image(low), k)
         if not hits:
             raise InputError(
                 f"{gallery.folder}: none of its images is on disk; ragsr gallery info {gallery.folder} lists them"
             )
-        return [Reference(hit.path, hit.distance, hit.score) for hit in hits]
+        least = gallery.encoder.threshold if threshold is None else threshold
+        found = [
+            Reference(h.path, h.distance, h.score, generated=h.generated, cosine=h.cosine, region=h.region)
+            for h in hits
+        ]
+        of_use = [hit.score >= least for hit in hits]
+        return list(compress(found, of_use)), [one for one, useful in zip(found, of_use, strict=True) if not useful]
 
     def prepare(self, references: Sequence[str | Path | Image.Image]) -> tuple[Any, list[str | None]]:
         """What the model needs to know of the references, and a note on each that had to be reduced.

@@ -21,6 +21,7 @@ def restore(
     references: Photo | Sequence[Photo] | None = None,
     gallery: str | Path | Gallery | None = None,
     k: int = 1,
+    threshold: float | None = None,
     pipeline: str = "refsr",
     model: str | Path = DEFAULT,
     quality: str = "faithful",
@@ -39,6 +40,7 @@ def restore(
     references  files or pictures to take texture from; without them and a gallery, the photo is restored by itself.
                 Sides from 8 pixels; beyond 4 megapixels they are reduced, and `Reference.note` says so
     gallery     a `Gallery` or its folder: the k nearest images are the references
+    threshold   images of the gallery with a lower score are not used; None: the threshold of its encoder
     model       "refnet", "transfer", the folder of a trained model, or the file of a TTSR checkpoint
     quality     "faithful" keeps to what is in the photo and its references; "rich" may add detail (diffusion models)
     scale       how many times larger the result is on each side
@@ -54,8 +56,8 @@ def restore(
     run = load_pipeline(pipeline, model, quality=quality, scale=scale, tile=tile, seed=seed, device=device)
     if isinstance(gallery, str | Path):
         with Gallery.open(gallery) as opened:
-            return run(photo, gallery=opened, k=k)
-    return run(photo, _sequence(references), gallery, k)
+            return run(photo, gallery=opened, k=k, threshold=threshold)
+    return run(photo, _sequence(references), gallery, k, threshold)
 
 
 def load_pipeline(

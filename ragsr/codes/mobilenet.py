@@ -1,0 +1,51 @@
+"""Our own small network: the layout of MobileNet v1 in plain layers, its normalisation folded into the convolutions.
+
+Source: A. Howard et al., "MobileNets: efficient convolutional neural networks for mobile vision applications", 2017,
+Table 1. Strided layers pad as TensorFlow does (the odd pixel goes right and below), so that published weights fit.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# channels at width 1, and stride, of the layer that mixes channels
+LAYOUT = (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)
+
+
+class MobileNet(nn.Module):
+    """float32 [B, 3, S, S] in [0, 1], S a multiple of 32, to the mean over all places: [B, 1024 · width]."""
+
+    def __init__(self, width: float = 0.25) -> None:
+        super().__init__()
+        self.size = int(1024 * width)
+        channels = int(32 * width)
+        layers: list[nn.Module] = [Padded(3, channels, 2)]
+        for full, stride in LAYOUT:
+            wide = int(full * width)
+            layers += [Padded(channels, channels, stride, groups=channels), Mixed(channels, wide)]
+            channels = wide
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x * 2 - 1).mean((2, 3))
+
+
+class Padded(nn.Conv2d):
+    """3 × 3, ReLU6; at stride 2 the padding is right and below alone."""
+
+    def __init__(self, channels: int, wide: int, stride: int, groups: int = 1) -> None:
+        super().__init__(channels, wide, 3, stride, padding=1 if stride == 1 else 0, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == (2, 2):
+            x = F.pad(x, (0, 1, 0, 1))
+        return F.relu6(super().forward(x))
+
+
+class Mixed(nn.Conv2d):
+    """1 × 1, ReLU6."""
+
+    def __init__(self, channels: int, wide: int) -> None:
+        super().__init__(channels, wide, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(super().forward(x))
