@@ -284,10 +284,10 @@ def test_eval_retrieval_writes_numbers_a_picture_and_a_page(pack, tmp_path, caps
     command = ["eval", "retrieval", "--data", str(pack), "--rerank", "--json", str(numbers), "--html", str(page)]
     assert main([*command, "--plot", str(drawn)]) == 0
     found = json.loads(numbers.read_text())
-    assert [(one["encoder"], one["way"]) for one in found["results"]] == [("baseline-64@1", way) for way in WAYS]
+    assert [(one["encoder"], one["way"]) for one in found["results"]] == [("hash-64@1", way) for way in WAYS]
     assert found["candidates"] == 3
     told = capsys.readouterr().out
-    assert "baseline-64@1 re-ranked, 3 candidates" in told
+    assert "hash-64@1 re-ranked, 3 candidates" in told
     assert re.search(r"bicubic +multiview( +1/1){5} +1.000 +1.000", told)
     addresses = Page(page.read_text()).addresses
     assert len(addresses) == 1 + 6 * (1 + 3)

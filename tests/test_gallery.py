@@ -31,7 +31,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gallery(tmp_path: Path, photos: Path) -> Iterator[Gallery]:
-    with Gallery.create(tmp_path / "gallery") as gallery:
+    with Gallery.create(tmp_path / "gallery", "baseline-64") as gallery:
         gallery.add([photos])
         yield gallery
 
@@ -84,7 +84,7 @@ def test_k_must_fit(gallery: Gallery, k: int) -> None:
 
 
 def test_empty_gallery(tmp_path: Path) -> None:
-    with Gallery.create(tmp_path / "g") as gallery:
+    with Gallery.create(tmp_path / "g", "baseline-64") as gallery:
         with pytest.raises(InputError, match="an empty gallery; add images: ragsr gallery add"):
             gallery.search(picture(0))
         assert gallery.info().images == 0
@@ -169,7 +169,7 @@ def test_copies_are_skipped_and_named(gallery: Gallery, photos: Path) -> None:
 def test_copies_within_one_call(tmp_path: Path) -> None:
     for name in "abc":
         picture(1).save(tmp_path / f"{name}.png")
-    with Gallery.create(tmp_path / "g") as gallery:
+    with Gallery.create(tmp_path / "g", "baseline-64") as gallery:
         report = gallery.add([tmp_path])
         assert (report.added, len(report.duplicates), len(gallery)) == (1, 2, 1)
 
@@ -232,7 +232,7 @@ def test_remove_folders_of_all_kinds(tmp_path: Path) -> None:
         name.parent.mkdir(parents=True, exist_ok=True)
         picture(seed).save(name)
     for target in (*names, inside, inside / "deep", outside / "deep", outside / "g0", outside, tmp_path, Path("/")):
-        with Gallery.create(inside) as gallery:
+        with Gallery.create(inside, "baseline-64") as gallery:
             gallery.add([tmp_path, inside / "..3.png"], progress=False)
             assert gallery.remove([target]) == sum(target in (name, *name.parents) for name in names)
             left = [hit.path for hit in gallery.search(picture(0), len(gallery))] if len(gallery) else []
@@ -261,7 +261,7 @@ def test_no_gallery_there(tmp_path: Path) -> None:
 
 def test_create_does_not_overwrite(gallery: Gallery) -> None:
     with pytest.raises(InputError, match="there is a gallery already"):
-        Gallery.create(gallery.folder)
+        Gallery.create(gallery.folder, "baseline-64")
     assert len(gallery) == 6
     assert set(os.listdir(gallery.folder)) <= {"gallery.db", "gallery.index"}
 
@@ -416,7 +416,7 @@ def test_searching_in_a_folder_that_cannot_be_written(indexed: bool) -> None:
     try:
         for seed in range(3):
             picture(seed).save(folder / f"{seed}.png")
-        with Gallery.create(folder / "g") as gallery:
+        with Gallery.create(folder / "g", "baseline-64") as gallery:
             gallery.add([folder])
         if not indexed:
             (folder / "g" / "gallery.index").unlink(missing_ok=True)
@@ -452,7 +452,7 @@ def slow_encode(self, images):
 
 Baseline64.describe = slow_encode
 print("ready", flush=True)
-gallery = Gallery.open(sys.argv[1]) if Gallery.is_at(sys.argv[1]) else Gallery.create(sys.argv[1])
+gallery = Gallery.open(sys.argv[1]) if Gallery.is_at(sys.argv[1]) else Gallery.create(sys.argv[1], "baseline-64")
 gallery.add([sys.argv[2]], progress=False)
 """
 

@@ -25,14 +25,14 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, photos: Path) -> Path:
-    assert run("build", photos, "-o", tmp_path / "g") == 0
+    assert run("build", photos, "-o", tmp_path / "g", "--encoder", "baseline-64") == 0
     return tmp_path / "g"
 
 
 def test_build_says_what_it_did(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "bad.png").write_text("no")
     (photos / "copy.png").write_bytes((photos / "0.png").read_bytes())
-    assert run("build", photos, "-o", tmp_path / "g") == 0
+    assert run("build", photos, "-o", tmp_path / "g", "--encoder", "baseline-64") == 0
     out, err = capsys.readouterr()
     assert out == ""
     assert f"skipped {photos / 'bad.png'}: not an image" in err
@@ -42,7 +42,7 @@ def test_build_says_what_it_did(tmp_path: Path, photos: Path, capsys: pytest.Cap
 
 def test_build_goes_on_where_it_stopped(folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture(6).save(photos / "6.png")
-    assert run("build", photos, "-o", folder) == 0
+    assert run("build", photos, "-o", folder, "--encoder", "baseline-64") == 0
     assert "1 added, 6 unchanged; 7 images" in capsys.readouterr().err
 
 
@@ -79,7 +79,7 @@ def test_json_of_what_was_done(tmp_path: Path, photos: Path, capsys: pytest.Capt
 
     folder = tmp_path / "g"
     (photos / "copy.png").write_bytes((photos / "0.png").read_bytes())
-    built = done("build", photos, "-o", folder)
+    built = done("build", photos, "-o", folder, "--encoder", "baseline-64")
     assert (built["gallery"], built["added"], built["images"]) == (str(folder), 6, 6)
     assert built["duplicates"] == [[str(photos / "copy.png"), str(photos / "0.png")]]
     picture(9).save(photos / "9.png")

@@ -58,7 +58,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def plain(tmp_path: Path, photos: Path) -> Iterator[Gallery]:
     """A gallery of codes alone."""
-    with Gallery.create(tmp_path / "g", features=False) as gallery:
+    with Gallery.create(tmp_path / "g", "baseline-64", features=False) as gallery:
         gallery.add([photos], progress=False)
         yield gallery
 
@@ -105,7 +105,7 @@ def test_only_candidates_are_ranked_again(plain: Gallery, photos: Path, monkeypa
 def test_files_that_are_gone_do_not_cost_hits(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hits, "LEAST", 1)
     monkeypatch.setattr(hits, "WIDE", 1)
-    with Gallery.create(tmp_path / "g") as gallery:
+    with Gallery.create(tmp_path / "g", "baseline-64") as gallery:
         gallery.add([photos], progress=False)
         for hit in gallery.search(picture(3), 5):
             hit.path.unlink()
@@ -133,7 +133,7 @@ def test_a_gallery_of_codes_is_completed(plain: Gallery, photos: Path) -> None:
 
 
 def test_features_go_with_their_image_whoever_takes_it_out(tmp_path: Path, photos: Path) -> None:
-    with Gallery.create(tmp_path / "g", patches=True) as gallery:
+    with Gallery.create(tmp_path / "g", "baseline-64", patches=True) as gallery:
         gallery.add([photos], progress=False)
         gallery.remove([photos / "deep"])
         assert counts(gallery) == dict.fromkeys(TABLES, 4)
@@ -172,7 +172,7 @@ from ragsr.gallery import Gallery
 ragsr.gallery.file.COMMIT_SECONDS = 0.05
 describe = Baseline64.describe
 Baseline64.describe = lambda self, images: (time.sleep(0.005), describe(self, images))[1]
-gallery = Gallery.create(sys.argv[1], patches=True)
+gallery = Gallery.create(sys.argv[1], "baseline-64", patches=True)
 print("ready", flush=True)
 gallery.add([sys.argv[2]], progress=False)
 """
@@ -215,7 +215,7 @@ def test_readers_keep_torch_to_one_thread(tmp_path: Path, photos: Path, monkeypa
 
     monkeypatch.setattr(Baseline64, "describe", spy)
     try:
-        with Gallery.create(tmp_path / "g") as gallery:
+        with Gallery.create(tmp_path / "g", "baseline-64") as gallery:
             gallery.add([photos], progress=False)
         assert (set(seen), torch.get_num_threads()) == ({1}, 3)
     finally:
@@ -224,7 +224,7 @@ def test_readers_keep_torch_to_one_thread(tmp_path: Path, photos: Path, monkeypa
 
 def test_the_documented_blobs(tmp_path: Path, photos: Path) -> None:
     """Reads the tables as docs/gallery_format.md tells a stranger to."""
-    with Gallery.create(tmp_path / "g", patches=True) as gallery:
+    with Gallery.create(tmp_path / "g", "baseline-64", patches=True) as gallery:
         gallery.add([photos / "0.png"], progress=False)
         encoder = gallery.encoder
     with sqlite3.connect(tmp_path / "g" / "gallery.db") as file:

@@ -32,6 +32,7 @@ from ragsr.training.hash_loss import (
 )
 from ragsr.training.hash_views import Camera, Views, homography
 from ragsr.training.photos import Photo, find_photos
+from ragsr.training.refsr import read_state
 
 (CASE,) = golden_cases("cibhash")
 OUT = {name.removeprefix("output."): x for name, x in CASE.tensors.items() if name.startswith("output.")}
@@ -239,7 +240,12 @@ def test_a_stopped_run_ends_as_one_that_ran_through(folder, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             train(SMALL, material, tmp_path / "halves")
     assert train(SMALL, Material(find_photos(folder), 2, 0, 4), tmp_path / "halves") == reached
-    for name in ("state.safetensors", "model/head.safetensors", "model/backbone.safetensors", "log.csv"):
+    (whole, notes), (halves, same) = (read_state(tmp_path / name / "state.safetensors") for name in ("whole", "halves"))
+    assert notes == same
+    assert whole.keys() == halves.keys()
+    assert all(torch.equal(x, halves[name]) for name, x in whole.items())
+    assert any(x.abs().max() > 0 for name, x in whole.items() if "adam.exp_avg.backbone.net.layers.0" in name)
+    for name in ("model/head.safetensors", "model/backbone.safetensors", "log.csv"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes(), name
     assert (tmp_path / "whole" / "curve.png").stat().st_size > 1000
     with pytest.raises(InputError, match=r"of another run .*bits 16 there and 32 here"):

@@ -24,6 +24,9 @@ class MobileNet(nn.Module):
             layers += [Padded(channels, channels, stride, groups=channels), Mixed(channels, wide)]
             channels = wide
         self.layers = nn.Sequential(*layers)
+        for layer in layers:  # so that signals neither fade nor grow: nothing else normalises them
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # type: ignore[arg-type] # convolutions
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x * 2 - 1).mean((2, 3))
