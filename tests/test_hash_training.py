@@ -30,6 +30,7 @@ from ragsr.training.hash_loss import (
     symmetric_kl,
     use_of_bits,
 )
+from ragsr.training.hash_start import initial_backbone
 from ragsr.training.hash_views import Camera, Views, homography
 from ragsr.training.photos import Photo, find_photos
 from ragsr.training.refsr import read_state
@@ -268,6 +269,21 @@ def test_heads_share_a_backbone_and_load(folder, tmp_path, capsys):
     assert "12 photos" in (long / "README.md").read_text()
     assert main([*call[:-1], "--backbone", "frozen", "--init", str(long), "--out", str(tmp_path / "more")]) == 0
     assert (tmp_path / "more" / "hash-16" / "model" / BACKBONE).read_bytes() == (long / BACKBONE).read_bytes()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_backbone_is_mixed_with_what_it_began_with(folder, tmp_path):
+    call = ["train", "hash", "--data", str(folder), "--out", str(tmp_path), "--bits", "16", "--steps", "2", "--init"]
+    call += ["hash-64", "--head-steps", "2", "--batch", "4", "--views", "2", "--device", "cpu", "--json"]
+    assert main(call) == 0
+    model = tmp_path / "hash-16" / "model"
+    told = json.loads((model / "training.json").read_text())["blended"]
+    merits = {float(share): value for share, value in told.items() if share != "chosen"}
+    assert merits[told["chosen"]] == max(merits.values())
+    begun, trained, mixed = (initial_backbone(str(x)) for x in ("hash-64", tmp_path / "backbone" / "model", model))
+    name = "net.layers.3.weight"
+    wanted = torch.lerp(begun[name], trained[name], told["chosen"])
+    torch.testing.assert_close(mixed[name], wanted, rtol=1e-3, atol=1e-4)  # files hold float16
 
 
 @pytest.mark.parametrize(
