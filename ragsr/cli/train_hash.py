@@ -16,9 +16,9 @@ with a BSD, MIT or Apache licence. A quarter of the scenes is held out: they cho
 scores.
 
 INIT is where the backbone begins: hash-16, hash-64 or hash-256, a folder that this command wrote, or a MobileNet v1 of
-width 0.25 as NAME_dequant.npz. With --backbone train (the default) it is trained first, in OUT/backbone, and then mixed
-with what it began with, in the share that finds most held-out photos; with frozen it stays as it is. Then a head is
-trained for every length, in OUT/hash-BITS: they all share the backbone.
+width 0.25 as NAME_dequant.npz. With --backbone train (the default) it is trained first, in OUT/backbone, and its
+weights are averaged with those it began with; with frozen it stays as it is. Then a head is trained for every length, in
+OUT/hash-BITS: they all share the backbone.
 
 Each of these folders keeps checkpoint, model, log and curve. The same command goes on where it stopped.
 """
@@ -75,21 +75,20 @@ def run(args: argparse.Namespace) -> int:
     precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
     common = {"views": args.views, "seed": args.seed, "precision": precision}
     start = initial_backbone(args.init) if args.init else None
-    blended: dict[str, float] = {}
     teacher = load_teacher(args.teacher) if args.teacher else None
     material = Material(photos, args.views, args.seed, args.batch)
     if args.backbone == "train":
         settings = Settings(max(args.bits), "train", args.steps, args.batch, rate=args.rate, **common)
         train(settings, material, args.out / "backbone", start, teacher, device)
         trained = initial_backbone(str(args.out / "backbone" / "model"))
-        start, blended = (trained, {}) if start is None else blend(start, trained, material, device)
+        start = trained if start is None else blend(start, trained, material.views.firsts(), device)
     found = {}
     for bits in args.bits:
         settings = Settings(bits, "frozen", args.head_steps, min(HEAD_BATCH, material.scenes), **common)
         reached = train(settings, material, args.out / f"hash-{bits}", start, None, device)
         if reached:  # else another process writes
             model = args.out / f"hash-{bits}" / "model"
-            write_hash_card(model, settings, photos, args.init, args.teacher, blended, reached)
+            write_hash_card(model, settings, photos, args.init, args.teacher, reached)
             found[bits] = {"model": str(model), "photos": len(photos), **reached}
     print(json.dumps(list(found.values()), indent=2) if args.json else "\n".join(map(told, found.values())))
     return 0

@@ -29,7 +29,6 @@ def write_hash_card(
     photos: Sequence[Photo],
     init: str | None,
     teacher: Path | None,
-    blended: dict[str, float],  # what the mixtures of the backbone reached, and the share that was chosen
     reached: dict[str, Any],
 ) -> None:
     """`README.md` and `training.json` in the folder of a model."""
@@ -38,17 +37,16 @@ def write_hash_card(
         "settings": asdict(settings),
         "begun_with": init and Path(init).name,
         "teacher": teacher and teacher.name,
-        "blended": blended,
         "reached": reached,
         "photos": len(photos),
         "sources": sources,
         **provenance(),
     }
     begun = f"Begun with: {facts['begun_with'] or 'random weights'}; teacher: {facts['teacher'] or 'none'}."
+    if init and "--backbone frozen" not in facts["command"]:
+        begun += " The backbone is the mean of what it began with and what training made of it."
     if "mobilenet" in f"{init}{teacher}":
         begun += " The MobileNets are those of Google's model zoo, trained on ImageNet, Apache-2.0."
-    if blended:
-        begun += f" The backbone is {blended['chosen']:g} parts what it came to, the rest what it began with."
     lines = [
         WHAT.format(bits=settings.bits, features=256),
         "## Training",
