@@ -17,8 +17,8 @@ scores.
 
 INIT is where the backbone begins: hash-16, hash-64 or hash-256, a folder that this command wrote, or a MobileNet v1 of
 width 0.25 as NAME_dequant.npz. With --backbone train (the default) it is trained first, in OUT/backbone, and its
-weights are averaged with those it began with; with frozen it stays as it is. Then a head is trained for every length, in
-OUT/hash-BITS: they all share the backbone.
+weights are averaged with those it began with; with frozen it stays as it is. Then a head is trained for every length,
+in OUT/hash-BITS: they all share the backbone.
 
 Each of these folders keeps checkpoint, model, log and curve. The same command goes on where it stopped.
 """

@@ -1,9 +1,9 @@
 """The mean of the weights that a backbone began with and those it came to.
 
 A few hundred photos teach a network what bad copies look like, and it forgets some of what a million taught it before.
-On the straight line between the two networks lie ones that know both; the middle is a good choice where nothing like the
-photos to come is at hand to choose by. Held-out photos are not like them: their queries are made as the training made
-its own, and favour the trained end.
+On the straight line between the two networks lie ones that know both; the middle is a good choice where nothing like
+the photos to come is at hand to choose by. Held-out photos are not like them: their queries are made as the training
+made its own, and favour the trained end.
 
 Source: M. Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, Eq. 1 and Sec. 4.
 """
