@@ -1,11 +1,14 @@
 """NIQE and HaarPSI: what must hold on real photos, whatever the exact numbers."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
 from skimage import data
 
+from ragsr.cli import main
 from ragsr.errors import InputError
 from ragsr.metrics import NaturalModel, fit_niqe, haarpsi, niqe
 from ragsr.metrics.niqe import skewed_fit
@@ -89,3 +92,17 @@ def test_what_cannot_be_measured_is_refused(tmp_path):
         fit_niqe([ASTRONAUT.crop((0, 0, 100, 100))])
     with pytest.raises(InputError, match="no model of natural photos"):
         NaturalModel.load(tmp_path / "nothing.safetensors")
+
+
+def test_fitted_from_the_command_line(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for number, way in enumerate(Image.Transpose):
+        Image.fromarray(data.hubble_deep_field()).transpose(way).save(tmp_path / "photos" / f"hubble_{number}.png")
+        ASTRONAUT.transpose(way).save(tmp_path / "photos" / f"{number}.png")
+        Image.fromarray(data.coffee()).transpose(way).save(tmp_path / "photos" / f"coffee_{number}.png")
+    ASTRONAUT.resize((200, 200)).save(tmp_path / "photos" / "small.png")
+    command = ["train", "niqe", "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "model"), "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["photos"] == 3 * len(Image.Transpose)  # without the small one
+    assert NaturalModel.load(tmp_path / "model" / "model.safetensors").mean.shape == (36,)
+    assert "photos, none of which is part" in (tmp_path / "model" / "README.md").read_text()

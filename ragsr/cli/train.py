@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ragsr.cli import train_hash
+from ragsr.cli import train_hash, train_niqe
 from ragsr.errors import InputError
 
 DESCRIPTION = """\
@@ -55,6 +55,7 @@ def add_parser(commands: Any) -> None:
     refsr.add_argument("--json", action="store_true", help="print what was reached as JSON")
     refsr.set_defaults(run=run)
     train_hash.add_parser(models)
+    train_niqe.add_parser(models)
 
 
 def run(args: argparse.Namespace) -> int:
