@@ -232,7 +232,7 @@ def test_a_tiny_image_of_a_gallery_is_named(recording, tmp_path):
     with Gallery.create(tmp_path / "gallery") as gallery:
         gallery.add([tmp_path / "tiny.png"], progress=False)
         with pytest.raises(InputError, match=r"tiny\.png: 5x40 pixels are too few"):
-            recording(reduced(crop("astronaut")), gallery=gallery)
+            recording(reduced(crop("astronaut")), gallery=gallery, threshold=0)
 
 
 # ------------------------------------------------------------------ too large
@@ -306,7 +306,7 @@ def test_a_gallery_hit_carries_its_note(few, recording, tmp_path):
     whole("coffee").save(tmp_path / "large.png")
     with Gallery.create(tmp_path / "gallery") as gallery:
         gallery.add([tmp_path / "large.png"], progress=False)
-        hit = recording(reduced(crop("coffee")), gallery=gallery).references[0]
+        hit = recording(reduced(crop("coffee")), gallery=gallery, threshold=0).references[0]
     assert hit.note.startswith("reduced from 600x400")
     assert (hit.path.name, hit.distance is None) == ("large.png", False)
 

@@ -392,7 +392,7 @@ def test_gallery(tmp_path):
     for seed in (1, 4):
         files.append(tmp_path / f"{seed}.png")
         good(seed).save(files[-1])
-    with Gallery.create(tmp_path / "gallery") as gallery:
+    with Gallery.create(tmp_path / "gallery", "baseline-64") as gallery:
         gallery.add(files)
         found = restore(refir("sd15"), gallery=gallery, k=2, threshold=0.5)
         (one,) = found.references  # the other looks like nothing here
