@@ -2,6 +2,7 @@
 
     python benchmarks/restore_cost.py --json benchmarks/results/restore_cost_refnet.json
     python benchmarks/restore_cost.py --model ttsr --plain --size 2048x2048     with the kernels, then without
+    python benchmarks/restore_cost.py --model runs/rich/model --quality rich              with diffusion
 
 Each size runs in a process of its own, so that its peak memory is its own. The photo and the reference are the stereo
 pair of scikit-image, scaled; what is measured does not depend on what they show. `ttsr` has its published size and
@@ -30,15 +31,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results with device, versions and commit")
     parser.add_argument("--model", default="refnet", help="refnet, transfer, ttsr or a file of weights (%(default)s)")
+    parser.add_argument("--quality", choices=("faithful", "rich"), default="faithful", help="rich: with diffusion")
     parser.add_argument("--size", action="append", metavar="WxH", help="only this size; may be repeated")
     parser.add_argument("--plain", action="store_true", help="also with the plain forms of the ops, RAGSR_PLAIN=1")
     parser.add_argument("--one", metavar="WxH", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(args.model, *map(int, args.one.split("x")))))
+        print(json.dumps(measure(args.model, args.quality, *map(int, args.one.split("x")))))
         return 0
     rows = [
-        measure_alone(args.model, size, ops)
+        measure_alone(args.model, args.quality, size, ops)
         for size in args.size or SIZES
         for ops in (("kernels", "plain") if args.plain else ("kernels",))
     ]
@@ -49,15 +51,18 @@ def main() -> int:
 
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(
-            json.dumps({"model": args.model, "provenance": provenance(), "rows": rows}, indent=2) + "\n"
+            json.dumps(
+                {"model": args.model, "quality": args.quality, "provenance": provenance(), "rows": rows}, indent=2
+            )
+            + "\n"
         )
     return 0
 
 
-def measure_alone(model: str, size: str, ops: str) -> dict[str, Any]:
+def measure_alone(model: str, quality: str, size: str, ops: str) -> dict[str, Any]:
     """`measure` in a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, "--model", model, "--one", size],
+        [sys.executable, __file__, "--model", model, "--quality", quality, "--one", size],
         env=os.environ | {"RAGSR_PLAIN": str(int(ops == "plain"))},
         stdout=subprocess.PIPE,
         text=True,
@@ -76,7 +81,7 @@ def say_by_how_much(rows: list[dict[str, Any]]) -> None:
         print("{width}x{height}: {faster:.2f} times as fast, 1/{smaller:.2f} of the memory".format(**ours))
 
 
-def measure(model: str, width: int, height: int) -> dict[str, Any]:
+def measure(model: str, quality: str, width: int, height: int) -> dict[str, Any]:
     from ragsr.cli.demo import PHOTO, TRUE_REFERENCE, photo_folder
     from ragsr.image import load_image
     from ragsr.pipelines import load_pipeline
@@ -87,7 +92,7 @@ def measure(model: str, width: int, height: int) -> dict[str, Any]:
         weights = random_ttsr(Path(folder)) if model == "ttsr" else model
         before = peak_mib()
         start, used = time.perf_counter(), time.process_time()
-        restored = load_pipeline(model=weights)(low, references=[reference])
+        restored = load_pipeline(model=weights, quality=quality)(low, references=[reference])
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - used
     return {
         "width": width,

@@ -29,9 +29,9 @@ BELOW = {
     "models": {"ops"},
     "chains": {"ops"},
     "hosts": {"chains", "models", "ops", "image"},
-    "pipelines": {"hosts", "chains", "models", "gallery", "image", "colour", "tiling", "metrics", "codes"},
+    "pipelines": {"hosts", "chains", "models", "gallery", "image", "colour", "sheet", "tiling", "metrics", "codes"},
     "evaluation": {"pipelines", "gallery", "codes", "search", "metrics", "image", "sheet", "models", "env"},
-    "training": {"codes", "models", "image", "metrics", "sheet", "env"},
+    "training": {"models", "image", "metrics", "sheet", "env", "codes", "ops", "pipelines"},
     "env": {"ops", "kernels", "_index"},
     "cli": {"pipelines", "evaluation", "gallery", "training", "env", "image", "sheet", "codes", "metrics", "models"},
 }

@@ -1,13 +1,12 @@
 """ReFIR on tiny random models of every kind: what is injected, what never changes, what is computed how often."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from tiny_hosts import KINDS, host, picture, pipe, prompts, unet
+from tiny_hosts import KINDS, host, picture, pipe, prompts, unet, with_words
 from torch import Tensor
 
 from ragsr.chains import ChainPlan, ReferenceCache, SourceChain, Sources, chosen_layers, installed
@@ -481,16 +480,7 @@ def test_from_pretrained(tmp_path):
 
 
 def test_prompts_in_words(tmp_path):
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    made = pipe("sd15")
-    tokenizer = CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"), model_max_length=7)
-    settings = {"hidden_size": 12, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=4, max_position_embeddings=7, **settings)).eval()
-    made.register_modules(tokenizer=tokenizer, text_encoder=text)
+    made = with_words(pipe("sd15"), tmp_path)
     words_told, none_told = (host_of(made).embed(prompt, None) for prompt in ("a b", None))
     assert words_told[0]["prompt_embeds"].shape == (1, 7, 12)
     assert not torch.equal(words_told[0]["prompt_embeds"], none_told[0]["prompt_embeds"])

@@ -1,6 +1,8 @@
 """Tiny diffusion models with random weights, built through diffusers in the shapes of the real ones."""
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,6 +106,21 @@ def pipe(kind: str) -> Any:
     return diffusers.StableDiffusionPipeline(
         vae(), unet=made, scheduler=DDIMScheduler(**DDIM), requires_safety_checker=False, **parts
     )
+
+
+def with_words(made: Any, folder: Path) -> Any:
+    """The pipeline with a text encoder that knows two words, "a" and "b"; its vocabulary is written to the folder."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=7)
+    settings = {"hidden_size": 12, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(2)
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=4, max_position_embeddings=7, **settings)).eval()
+    made.register_modules(tokenizer=tokenizer, text_encoder=text)
+    return made
 
 
 KINDS = ("sd15", "sd2", "control", "sdxl", "x4")

@@ -22,6 +22,8 @@ from ragsr.ops.cosine import unit
 from ragsr.ops.gate import mean_directions
 
 GateListener = Callable[[str, Tensor], None]  # name of the tap, float32 [B, R, H, W]
+# name of the layer, queries [B, heads, N, D], reference keys [B, heads, ΣM, D], gate [B, R, N], [M_1, ..., M_R]
+AttentionListener = Callable[[str, Tensor, Tensor, Tensor, list[int]], None]
 
 
 @dataclass
@@ -89,6 +91,7 @@ class ChainState:
         self.last_layer = last_layer  # of those under control, in the order of execution
         self.mode = "off"
         self.on_gate: GateListener | None = None  # told every gate of a target
+        self.on_attention: AttentionListener | None = None  # told what a target asks its references
         self._clear()
 
     def _clear(self) -> None:
@@ -170,7 +173,7 @@ class ChainState:
             case "inject":
                 return self._attend_injected(layer, self._gate(tap, q.shape[2], weight), q, k, v)
             case "paired":
-                return self._attend_paired(self._gate(tap, q.shape[2], weight), q, k, v)
+                return self._attend_paired(layer, self._gate(tap, q.shape[2], weight), q, k, v)
             case _:
                 self.record.keys[layer], self.record.values[layer] = k, v
                 if layer == self.last_layer and not self.whole:
@@ -180,16 +183,22 @@ class ChainState:
     def _attend_injected(self, layer: str, gate: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         assert self.sources is not None
         k_ref, v_ref = (kept[layer].expand(q.shape[0], -1, -1, -1) for kept in (self.sources.keys, self.sources.values))
-        return separate_attention(q, k, v, k_ref, v_ref, gate, self.sources.lengths[layer])
+        lengths = self.sources.lengths[layer]
+        if self.on_attention is not None:
+            self.on_attention(layer, q, k_ref, gate, lengths)
+        return separate_attention(q, k, v, k_ref, v_ref, gate, lengths)
 
-    def _attend_paired(self, gate: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend_paired(self, layer: str, gate: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (q_own, q_ref), (k_own, k_ref), (v_own, v_ref) = (
             (groups[:, 0], groups[:, 1:]) for groups in map(self._grouped, (q, k, v))
         )
         k_all, v_all = (x.transpose(1, 2).flatten(2, 3) for x in (k_ref, v_ref))  # [halves, heads, R·M, D]
         lengths = [k_ref.shape[3]] * k_ref.shape[1]
+        if self.on_attention is not None:
+            self.on_attention(layer, q_own, k_all, gate, lengths)
         own = separate_attention(q_own, k_own, v_own, k_all, v_all, gate, lengths)
-        ref = F.scaled_dot_product_attention(q_ref, k_ref, v_ref)  # the sources see themselves alone
+        q_flat, k_flat, v_flat = (x.flatten(0, 1) for x in (q_ref, k_ref, v_ref))  # five dimensions would not be fused
+        ref = F.scaled_dot_product_attention(q_flat, k_flat, v_flat).unflatten(0, q_ref.shape[:2])  # each sees itself
         return torch.cat((own[:, None], ref), dim=1).flatten(0, 1)
 
     def _gate(self, tap: str, tokens: int, weight: float) -> Tensor:

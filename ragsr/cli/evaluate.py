@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragsr.cli import table5
-from ragsr.cli.restore import add_model_options, load_pipeline_of
+from ragsr.cli.models import add_model_options, load_pipeline_of
 from ragsr.errors import InputError
 
 if TYPE_CHECKING:  # the library is imported when a command runs, so that --help is instant
@@ -123,7 +123,7 @@ def run_restore(args: argparse.Namespace) -> int:
         rows = evaluate_restore(pack, pipeline, methods, gallery, args.k, args.preset, args.seed)
     print(report.restore_lines(rows, args.preset))
     names = ("preset", "degradation", "groups", "pipeline", "model", "quality", "scale", "seed", "k")
-    settings = {name: getattr(args, name) for name in names} | {"tile": pipeline.tile}
+    settings = {name: getattr(args, name) for name in names} | {"tile": pipeline.tile, "steps": pipeline.steps}
     document = report.restore_document(rows, settings, report.run_facts(started, str(pipeline.device)))
     if args.json:
         report.write_json(args.json, document)

@@ -4,17 +4,22 @@ import argparse
 import json
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ragsr.cli.models import add_model_options, load_pipeline_of
+from ragsr.cli.refir import add_refir_options, refir_options, save_explanation, tell_memory
 from ragsr.errors import InputError
 
 if TYPE_CHECKING:  # the library is imported when the command runs, so that --help is instant
     from ragsr.gallery import Gallery
-    from ragsr.pipelines import RefSRPipeline, Restored
+    from ragsr.pipelines import ReFIRRestorer, RefSRPipeline, Restored
     from ragsr.pipelines.refsr import Reference
+
+    Pipeline = RefSRPipeline | ReFIRRestorer
 
 DESCRIPTION = """\
 Restore low-quality photos with the help of good ones: references that you name, or the nearest images of a gallery.
@@ -28,10 +33,9 @@ examples:
   ragsr restore small.jpg --ref good.jpg -o big.png
   ragsr restore low/ --gallery my-gallery -k 2 -o out/ --json > out.json
   ragsr restore small.jpg --no-reference -o big.png
+  ragsr restore low/ --gallery my-gallery -o out/ --pipeline refir --model my-sdxl --explain
+  ragsr restore small.jpg --ref good.jpg --model runs/rich/model --quality rich -o big.png
 """
-MODEL_HELP = (
-    "refnet, transfer (without training), the folder of a model, or the file of a TTSR checkpoint (%(default)s)"
-)
 Record = dict[str, Any]  # what is told of one photo
 
 
@@ -61,42 +65,10 @@ def add_parser(commands: Any) -> None:
         "the encoder's; 0 takes whatever comes)",
     )
     add_model_options(parser)
+    add_refir_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="redo what is in OUT already")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
     parser.set_defaults(run=run)
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The selectors that every command with a restoration model shares."""
-    parser.add_argument("--pipeline", choices=("refsr", "refir"), default="refsr", help="the method (%(default)s)")
-    parser.add_argument("--model", metavar="NAME|PATH", default="refnet", help=MODEL_HELP)
-    parser.add_argument(
-        "--quality",
-        choices=("faithful", "rich"),
-        default="faithful",
-        help="keep to what is in the photos, or add detail too; rich needs a diffusion model (%(default)s)",
-    )
-    parser.add_argument("--scale", metavar="N", type=int, default=4, help="times larger on each side (%(default)s)")
-    parser.add_argument(
-        "--tile", metavar="auto|N", default="auto", help="side of the tiles in pixels of the photo; auto is 256"
-    )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="for models that draw numbers (%(default)s)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-
-
-def load_pipeline_of(args: argparse.Namespace) -> "RefSRPipeline":
-    """The pipeline that `add_model_options` selected."""
-    from ragsr.pipelines import load_pipeline
-
-    return load_pipeline(
-        args.pipeline,
-        args.model,
-        quality=args.quality,
-        scale=args.scale,
-        tile=args.tile,
-        seed=args.seed,
-        device=args.device,
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -110,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
     pipeline = load_pipeline_of(args)
     with Gallery.open(args.gallery) if args.gallery else nullcontext() as gallery:
         check_references(args, pipeline, gallery)
-        records = restore_all(args, pipeline, gallery, list(zip(inputs, outputs, strict=True)))
+        jobs = list(zip(inputs, outputs, strict=True))
+        tell_memory(args, pipeline, [source for source, target in jobs if args.overwrite or not target.exists()])
+        records = restore_all(args, pipeline, gallery, jobs)
     if args.json:
         print(json.dumps({"results": records, **settings(args, pipeline)}, indent=2))
     return 2 if any("error" in record for record in records) else 0
@@ -146,7 +120,7 @@ def output_name(path: Path, is_shared: bool) -> str:
     return f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]}.png"
 
 
-def check_references(args: argparse.Namespace, pipeline: "RefSRPipeline", gallery: "Gallery | None") -> None:
+def check_references(args: argparse.Namespace, pipeline: "Pipeline", gallery: "Gallery | None") -> None:
     """Complain before the first photo about what would fail on every one."""
     if gallery is None:
         pipeline.prepare(args.ref or ())  # stays prepared
@@ -155,7 +129,7 @@ def check_references(args: argparse.Namespace, pipeline: "RefSRPipeline", galler
 
 
 def restore_all(
-    args: argparse.Namespace, pipeline: "RefSRPipeline", gallery: "Gallery | None", jobs: Sequence[tuple[Path, Path]]
+    args: argparse.Namespace, pipeline: "Pipeline", gallery: "Gallery | None", jobs: Sequence[tuple[Path, Path]]
 ) -> list[Record]:
     """Restore every (input, output); one that fails is told of and the others go on."""
     from tqdm import tqdm
@@ -185,16 +159,21 @@ def restore_all(
 
 
 def restore_one(
-    args: argparse.Namespace, pipeline: "RefSRPipeline", gallery: "Gallery | None", source: Path, target: Path
+    args: argparse.Namespace, pipeline: "Pipeline", gallery: "Gallery | None", source: Path, target: Path
 ) -> Record:
     from ragsr.image import save_image
     from ragsr.pipelines.refsr import timed
 
     start = time.perf_counter()
-    restored: Restored = pipeline(source, args.ref or (), gallery, args.k, args.threshold)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        restored: Restored = pipeline(source, args.ref or (), gallery, args.k, args.threshold)
     with timed(restored.milliseconds, "save"):
-        save_image(restored.image, target)
+        explained = save_explanation(restored, target)
+        save_image(restored.image, target)  # last: what is there is skipped
     return {
+        "notes": [f"{source}: {w.message}" for w in caught if w.category is UserWarning],
+        "explanation": [str(path) for path in explained],
         "size": list(restored.image.size),
         "references": [told(reference) for reference in restored.references],
         "rejected": [told(reference) for reference in restored.rejected],
@@ -210,7 +189,7 @@ def restore_one(
 def told(reference: "Reference") -> Record:
     """One reference, in JSON."""
     return vars(reference) | {
-        "path": str(reference.path),
+        "path": None if reference.path is None else str(reference.path),
         "score": None if reference.score is None else round(reference.score, 4),
     }
 
@@ -219,7 +198,7 @@ def describe(record: Record, gallery: "Gallery | None") -> str:
     """One line on one photo."""
     if record["skipped"]:
         return f"{record['output']}: is there already, skipped (--overwrite redoes it)"
-    used = [f"{r['path']}{'' if gallery is None else nearness(r, gallery)}" for r in record["references"]]
+    used = [f"{r['path'] or 'a reference'}{nearness(r, gallery)}" for r in record["references"]]
     source = f"{record['reference_share']:.0%} from {', '.join(used)}" if used else without(record, gallery)
     return f"{record['input']} -> {record['output']}: {source}, {record['seconds']:.1f} s"
 
@@ -232,17 +211,20 @@ def without(record: Record, gallery: "Gallery | None") -> str:
     return f"without reference, none is of use; the nearest is {nearest['path']}{nearness(nearest, gallery)}"
 
 
-def nearness(reference: Record, gallery: "Gallery") -> str:
+def nearness(reference: Record, gallery: "Gallery | None") -> str:
+    if gallery is None or reference["distance"] is None:
+        return f" {reference['note']}" if reference["path"] is None else ""
     near = f"distance {reference['distance']} of {gallery.encoder.bits}, score {reference['score']:.2f}"
     return f" ({near}{', generated' if reference['generated'] else ''})"
 
 
 def notes_on(record: Record) -> set[str]:
-    """The notes on the references of one photo."""
-    return {f"{r['path']}: {r['note']}" for r in record.get("references", ()) if r["note"]}
+    """The notes on one photo and its references."""
+    references = {f"{r['path']}: {r['note']}" for r in record.get("references", ()) if r["note"] and r["path"]}
+    return references | set(record.get("notes", ()))
 
 
-def settings(args: argparse.Namespace, pipeline: "RefSRPipeline") -> dict[str, Any]:
+def settings(args: argparse.Namespace, pipeline: "Pipeline") -> dict[str, Any]:
     """What the results depend on."""
     from ragsr.env import version
 
@@ -251,9 +233,11 @@ def settings(args: argparse.Namespace, pipeline: "RefSRPipeline") -> dict[str, A
         "model": args.model,
         "quality": args.quality,
         "scale": args.scale,
+        "steps": pipeline.steps,
         "tile": pipeline.tile,
         "seed": args.seed,
         "device": str(pipeline.device),
+        **refir_options(args),
         "gallery": None if args.gallery is None else str(args.gallery.resolve()),
         "k": args.k,
         "threshold": args.threshold,

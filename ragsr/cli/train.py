@@ -5,15 +5,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ragsr.cli import train_hash, train_niqe
+from ragsr.cli import train_hash, train_niqe, train_stages
 from ragsr.errors import InputError
 
 DESCRIPTION = """\
 Train refnet, the reference-based super-resolver that `ragsr restore` uses, in two stages:
 
-  base       crops of photos alone: a plain super-resolver
-  reference  crops with references cut, warped, re-lit and re-compressed from the same photo, other views of a scene
-             (same scene_id in the manifest), or photos of something else; half of the samples stay without
+  base         crops of photos alone: a plain super-resolver
+  reference    crops with references cut, warped, re-lit and re-compressed from the same photo, other views of a scene
+               (same scene_id in the manifest), or photos of something else; half of the samples stay without
+
+and what `ragsr restore --quality rich` adds to it, in two or three:
+
+  autoencoder  pictures to latents and back
+  diffusion    latent diffusion, conditioned by the photo and by what the reference stage makes of it; references are
+               found by hash codes among the photos, drawn at random, or made of the same photo (--retrieved, --random)
+  joint        the same, and the reference stage learns too: from its own loss, and from --alpha times the diffusion's
 
 DATA is a folder of photos. If it holds a MANIFEST.csv (columns file, licence, licence_class, scene_id), only photos are
 used whose licence lets the weights be given away: class clean or free and neither share-alike nor GPL, or class repo
@@ -27,6 +34,10 @@ examples:
   ragsr train refsr --stage reference --data photos/ --init runs/base/model --out runs/refnet
   ragsr train refsr --stage reference --data photos/ --init refnet --steps 2000 --out runs/mine    # from what ships
   ragsr restore small.jpg --ref good.jpg --model runs/refnet/model -o big.png
+  ragsr train refsr --stage autoencoder --data photos/ --out runs/autoencoder
+  ragsr train refsr --stage diffusion --data photos/ --init runs/autoencoder/model --out runs/rich
+  ragsr train refsr --stage joint --data photos/ --init runs/rich/model --steps 3000 --out runs/joint
+  accelerate launch -m ragsr train refsr --stage diffusion --data photos/ --init runs/autoencoder/model --out runs/rich
 """
 
 
@@ -41,18 +52,21 @@ def add_parser(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    refsr.add_argument("--stage", choices=("base", "reference"), required=True, help="what to learn, see above")
+    refsr.add_argument(
+        "--stage", choices=("base", "reference", *train_stages.STAGES), required=True, help="what to learn, see above"
+    )
     refsr.add_argument("--data", metavar="DATA", type=Path, required=True, help="a folder of photos")
     refsr.add_argument("--out", metavar="OUT", type=Path, required=True, help="the folder of this run")
-    refsr.add_argument("--init", metavar="NAME|DIR", help="begin with this model: refnet, or a folder of one")
+    refsr.add_argument("--init", metavar="NAME|DIR", help="begin with this model: refnet, or a folder")
     refsr.add_argument("--steps", metavar="N", type=int, default=12000, help="steps of Adam (%(default)s)")
     refsr.add_argument("--batch", metavar="N", type=int, default=8, help="crops per step (%(default)s)")
     refsr.add_argument("--side", metavar="N", type=int, default=192, help="side of a crop in pixels (%(default)s)")
-    refsr.add_argument("--rate", metavar="R", type=float, default=8e-4, help="highest learning rate (%(default)s)")
+    refsr.add_argument("--rate", metavar="R", type=float, help="highest learning rate (8e-4; with a latent 2e-4)")
     refsr.add_argument("--pairs", metavar="N", type=int, default=1000, help="pairs to register first (%(default)s)")
     refsr.add_argument("--seed", metavar="N", type=int, default=0, help="of everything that is drawn (%(default)s)")
     refsr.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     refsr.add_argument("--json", action="store_true", help="print what was reached as JSON")
+    train_stages.add_options(refsr)
     refsr.set_defaults(run=run)
     train_hash.add_parser(models)
     train_niqe.add_parser(models)
@@ -64,6 +78,9 @@ def run(args: argparse.Namespace) -> int:
     from ragsr.training.photos import find_photos
     from ragsr.training.refsr import Settings, train
 
+    if args.stage in train_stages.STAGES:
+        return train_stages.run(args)
+    args.rate = args.rate or 8e-4
     check(args)
     photos = find_photos(args.data)
     settings = Settings(

@@ -15,7 +15,7 @@ from ragsr.evaluation.pack import Pack, Query, load_low, load_truth
 from ragsr.gallery import Gallery
 from ragsr.image import load_image
 from ragsr.metrics import psnr, ssim
-from ragsr.pipelines import RefSRPipeline, Restored
+from ragsr.pipelines import ReFIRRestorer, RefSRPipeline, Restored
 
 METHODS = {
     "none": "without reference",
@@ -46,7 +46,7 @@ class RestoreRow:
 
 def evaluate_restore(
     pack: Pack,
-    pipeline: RefSRPipeline,
+    pipeline: RefSRPipeline | ReFIRRestorer,
     methods: Sequence[str] = ("none", "best", "random"),
     gallery: Gallery | None = None,
     k: int = 1,
@@ -59,12 +59,12 @@ def evaluate_restore(
     of the pack, from the sorted references of all other scenes.
     """
     generator = np.random.default_rng(seed)
-    others = [_draw(generator, pack, query) for query in pack.queries]
+    others = [random_reference(generator, pack, query) for query in pack.queries]
     rows = []
     for query, other in tqdm(
         list(zip(pack.queries, others, strict=True)), unit="photo", desc="restoring", disable=None
     ):
-        row = _start_row(query, pipeline.model.scale, preset)
+        row = _start_row(query, pipeline.scale, preset)
         sources = _sources(pack, query, other, gallery, k)
         for method in methods:
             if method in sources:
@@ -94,7 +94,7 @@ def mean_scores(rows: Sequence[RestoreRow]) -> dict[str, dict[str, Any]]:
 # ------------------------------------------------------------------ details
 
 
-def _draw(generator: np.random.Generator, pack: Pack, query: Query) -> str | None:
+def random_reference(generator: np.random.Generator, pack: Pack, query: Query) -> str | None:
     """A random reference that does not show the query's scene."""
     wrong = [name for name in pack.references if name not in query.same_scene]
     return wrong[generator.integers(len(wrong))] if wrong else None

@@ -83,7 +83,10 @@ class SPADE(nn.Module):
             condition = self.modulation(condition, (x.shape[2], x.shape[3]))
         gamma, beta = condition.for_batch(x.shape[0])
         norm = self.param_free_norm
-        return group_norm_sft(x, GROUPS, norm.weight, norm.bias, gamma, beta, norm.eps, residual=residual)
+        # under autocast features come in half precision and weights do not; the op takes one dtype
+        weight, bias, gamma, beta = (map_.to(x.dtype) for map_ in (norm.weight, norm.bias, gamma, beta))
+        residual = None if residual is None else residual.to(x.dtype)
+        return group_norm_sft(x, GROUPS, weight, bias, gamma, beta, norm.eps, residual=residual)
 
 
 class SPADEResBlock(nn.Module):

@@ -5,6 +5,11 @@
     intermediate ─────▶ encode ──▶ z_inter ─┘          ▼                             decode ──▶ colours
     z_low + noise, or noise ───────────────────────▶ denoise ─────▶ latent ─────────────┘
 
+A small autoencoder loses detail. A stage that adds detail therefore never replaces the intermediate result, but adds to
+it what the new latent shows more than its own: intermediate + decode(latent) - decode(z_inter). What is noised and
+denoised is the difference latent - z_inter, scaled to the deviation of noise, since it is small beside the latents. A
+network that answers with a difference of 0 gives the intermediate result back as it is.
+
 One list of timesteps serves the network and the update, whichever scheduler of diffusers is used. Images of any size:
 sides are continued to multiples of 64 pixels. What is larger than a tile is denoised in tiles that overlap, and whose
 predictions are blended in every step, so that no seam appears.
@@ -36,6 +41,7 @@ class DiffusionStage(DiffusionPipeline):
     """Restores an image from two: the low-quality one, enlarged, and the intermediate result of the first stage.
 
     `text_encoder` and `tokenizer` are those of the base model; a network that was trained without text has none.
+    `adds_detail`: whether the result is the intermediate one and what the latent adds to it, see above.
     """
 
     model_cpu_offload_seq = "text_encoder->vae->structure->unet"
@@ -50,8 +56,11 @@ class DiffusionStage(DiffusionPipeline):
         scheduler: SchedulerMixin,
         text_encoder: ModelMixin | None = None,
         tokenizer: Any = None,
+        adds_detail: bool = False,
+        detail_scale: float = 1.0,  # of the difference of latents
     ) -> None:
         super().__init__()
+        self.register_to_config(adds_detail=adds_detail, detail_scale=detail_scale)
         self.register_modules(
             vae=vae, unet=unet, structure=structure, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
         )
@@ -74,7 +83,7 @@ class DiffusionStage(DiffusionPipeline):
         negative_prompt: str = "",
         guidance_scale: float = 1.0,
         fidelity: float = 0.5,
-        colour: str = "adain",
+        colour: str | None = None,
         generator: torch.Generator | None = None,
         callback_on_step_end: Callable[..., Any] | None = None,
     ) -> Tensor:  # [1, 3, H, W] in [0, 1]
@@ -84,11 +93,13 @@ class DiffusionStage(DiffusionPipeline):
         guidance_scale  above 1, the network runs with both prompts; the condition is shared between them
         fidelity    in [0, 1], how much of the photo's own features the decoder takes in, if it can (CFW, Eq. 3 of
                     StableSR)
-        colour      "adain" or "wavelet": the photo's colours on the result; "none"
+        colour      "adain" or "wavelet": the photo's colours on the result; "none". None is adain, or none for a stage
+                    that adds detail: the intermediate result has its colours
         callback_on_step_end  diffusers': called as (pipeline, step, timestep, {"latents": …}); may return the same dict
 
         Raises `InputError` for images that do not fit each other and for unknown choices.
         """
+        colour = colour or ("none" if self.config.adds_detail else "adain")
         check(low, intermediate, start, fidelity, colour)
         height, width = low.shape[-2:]
         sides = [-(-side // UNIT) * UNIT for side in (height, width)]
@@ -100,10 +111,14 @@ class DiffusionStage(DiffusionPipeline):
         text = self.embed(prompt, negative_prompt, guidance_scale)
         z_low, z_inter = (self.encode(x, tiles, generator) for x in (photo, guide))
         self.scheduler.set_timesteps(num_inference_steps, device=photo.device)
-        latent = self.begin(z_low, start, generator)
+        scale = self.config.detail_scale
+        latent = self.begin((z_low - z_inter) * scale if self.config.adds_detail else z_low, start, generator)
         conditions = [z_low, z_inter] if self.sees_both else [z_low]
         latent = self.denoise(latent, conditions, text, guidance_scale, tiles, generator, callback_on_step_end)
+        latent = z_inter + latent / scale if self.config.adds_detail else latent
         image = self.decode(latent, photo, tiles, fidelity)
+        if self.config.adds_detail:
+            image = guide + image - self.decode(z_inter, photo, tiles, fidelity)
 
         image = ((image.float() + 1) / 2)[..., :height, :width].to(low.device)
         self.maybe_free_model_hooks()

@@ -8,13 +8,12 @@ Source: ReFIR (training-free injection of a reference's attention). The chains a
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ragsr.chains import ChainPlan, Host, Mode, ReferenceCache
@@ -23,24 +22,16 @@ from ragsr.colour import match_colour
 from ragsr.gallery import Gallery
 from ragsr.image import tensor_to_image
 from ragsr.pipelines import refir_inputs as inputs
-from ragsr.pipelines.refir_denoise import Denoiser, Encoded, Run
-from ragsr.pipelines.refir_inputs import Photo
-from ragsr.pipelines.refir_memory import MemoryEstimate, estimate_memory, fitting_tile
-from ragsr.pipelines.refir_tiles import GateMaps
+from ragsr.pipelines.refir_attempt import Request, attempt, best_of
+from ragsr.pipelines.refir_denoise import Encoded
+from ragsr.pipelines.refir_explain import ReFIROutput
+from ragsr.pipelines.refir_fallback import FALLBACKS, GENERATED, Fallback
+from ragsr.pipelines.refir_inputs import Chosen, Photo
+from ragsr.pipelines.refir_memory import MemoryEstimate, estimate_memory
 from ragsr.pipelines.refsr import Reference
 
 ENCODING = 0x2545F491  # between the seeds of a chain and of its encoding: neither repeats the other's numbers
 StepCallback = Callable[["ReFIRPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
-
-
-@dataclass(frozen=True)
-class ReFIROutput:
-    """What a run gives."""
-
-    images: list[Image.Image] | Tensor | Any  # of the output type asked for; one image
-    references: list[Reference]  # those that were used, in the order of the gates
-    weights: list[float]  # strength times share of each
-    gates: dict[str, Tensor] | None  # per tap float32 [R, h, w] on the latent's grid, the mean over steps; on request
 
 
 class ReFIRPipeline:
@@ -54,7 +45,7 @@ class ReFIRPipeline:
     def __init__(self, host: Host, cache: ReferenceCache | None = None) -> None:
         self.host = host
         self.cache = ReferenceCache() if cache is None else cache
-        self._progress: dict[str, Any] = {}
+        self.progress: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(cls, model: str | Path, cache: ReferenceCache | None = None, **options: Any) -> "ReFIRPipeline":
@@ -86,7 +77,7 @@ class ReFIRPipeline:
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options of tqdm, such as disable=True."""
-        self._progress = options
+        self.progress = options
 
     @torch.no_grad()
     def __call__(
@@ -103,6 +94,7 @@ class ReFIRPipeline:
         reference_strength: float | None = None,
         threshold: float = 0.0,
         temperature: float = TEMPERATURE,
+        fallback: str | Fallback = "origin_lrm",
         mode: Mode = "denoise",
         compat: bool = False,
         scale: int = 4,
@@ -114,6 +106,7 @@ class ReFIRPipeline:
         colour: str | None = None,
         callback_on_step_end: StepCallback | None = None,
         return_gates: bool = False,
+        explain: bool = False,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ReFIROutput | tuple[Any]:
@@ -122,6 +115,7 @@ class ReFIRPipeline:
         prompt, negative_prompt  text, or embeddings as the host takes them; `reference_prompt` is the prompt by default
         plan                     a preset or a `ChainPlan`; `reference_strength` in [0, 1] replaces its scale
         threshold, temperature   relevance below which a found reference is not used, and how sharply shares follow it
+        fallback                 what to do if none of the gallery is relevant enough: `ragsr.pipelines.refir_fallback`
         mode                     denoise, noised, fast or batched: see `ragsr.chains.source`
         compat                   the shared canvas and the batch of the published program, for comparison
         scale                    how many times larger the result is on each side
@@ -131,10 +125,11 @@ class ReFIRPipeline:
         colour                   adain, wavelet or none: see `ragsr.colour`
         callback_on_step_end     called with (pipeline, step, timestep, {"latents": ...}); may return other latents
         return_gates             the output also holds how much each place took from each reference
+        explain                  it also holds which places of the references were drawn from: an `Explanation`
         output_type              pil, pt ([1, 3, H, W] in [0, 1]), np ([1, H, W, 3]) or latent
 
         What is None comes from the host. Raises `InputError` for input that cannot be used; where no reference is
-        relevant enough, warns and returns what the plain model makes of the photo.
+        relevant enough, warns and returns what the plain model makes of the photo, or what `fallback` says.
         """
         usual = self.host.defaults
         steps, guidance = _default(num_inference_steps, usual.steps), _default(guidance_scale, usual.guidance)
@@ -143,31 +138,35 @@ class ReFIRPipeline:
         inputs.check_settings(mode, output_type, colour, steps, strength, guidance)
         chosen_plan = inputs.plan_of(plan, reference_strength, self.host)
 
-        photo = inputs.load_photo(image, scale)
-        found = self.retrieve(references, gallery, photo, k, chosen_plan.scale, threshold, temperature)
-        used, pictures = self.load_references(found, photo)
-        canvas = inputs.fit(photo, self.host)
-        if compat and pictures:
-            mode, canvas, pictures = "batched", *inputs.one_canvas(canvas, pictures)
-        inputs.check_sizes(mode, canvas, pictures)
-        run = Run(
-            chosen_plan,
-            mode,
-            self.host.sampler(steps, strength),
-            guidance if guidance > 1 else None,
-            inputs.seed_of(generator),
-            self._tile(tile, mode, chosen_plan, canvas, pictures, guidance),
-            callback_on_step_end and partial(callback_on_step_end, self),
+        asked = Request(
+            photo=inputs.load_photo(image, scale),
+            plan=chosen_plan,
+            mode=mode,
+            compat=compat,
+            sampler=self.host.sampler(steps, strength),
+            guidance=guidance,
+            seed=inputs.seed_of(generator),
+            prompts=(prompt, negative_prompt, _default(reference_prompt, prompt)),
+            tile=tile,
+            colour=colour,
+            callback=callback_on_step_end and partial(callback_on_step_end, self),
+            wants_gates=return_gates or explain,
+            explains=explain,
         )
-        target = self.encode(canvas, prompt, negative_prompt, run.seed)
-        told = _default(reference_prompt, prompt)
-        sources = [self.encode(picture, told, negative_prompt, run.seed) for picture in pictures]
-        gates = GateMaps() if return_gates and sources else None
-        weights = [one.weight for one in found]
-        latent = Denoiser(self.host, self.cache, run, target, sources, weights, gates, self._progress).latent()
-        images = latent if output_type == "latent" else self.decode(latent, photo, colour, output_type)
+        instead = Fallback(fallback) if isinstance(fallback, str) else fallback
+        instead.check(self.host, *asked.photo.shape[-2:])
+        relevant, irrelevant = self.retrieve(
+            references, gallery, asked.photo, k, chosen_plan.scale, threshold, temperature, FALLBACKS[instead.kind]
+        )
+        attempts = [relevant]
+        if instead.generates and gallery is not None and not relevant and chosen_plan.scale > 0:
+            made = instead.generate(self.host, asked.photo, negative_prompt, steps, guidance, asked.seed)
+            attempts = [
+                [Chosen(GENERATED, made, chosen_plan.scale)],
+                *([irrelevant] if instead.kind == "ada_gen_ref" else []),
+            ]
+        output = best_of(self, asked, [attempt(self, asked, found) for found in attempts], output_type)
         self.host.release()
-        output = ReFIROutput(images, used, weights, None if gates is None else gates.means())
         return output if return_dict else (output.images,)
 
     # -------------------------------------------------------------- the steps, in order; then `Denoiser`, and decode
@@ -181,15 +180,19 @@ class ReFIRPipeline:
         strength: float,
         threshold: float,
         temperature: float,
-    ) -> list[inputs.Chosen]:
-        """The references that will be used, each with its weight."""
-        return inputs.choose_references(references, gallery, photo, k, strength, threshold, temperature)
+        otherwise: str,
+    ) -> tuple[list[Chosen], list[Chosen]]:
+        """The relevant references, each with its weight; if there are none, also what was found nevertheless."""
+        return inputs.choose_references(references, gallery, photo, k, strength, threshold, temperature, otherwise)
 
-    def load_references(self, chosen: list[inputs.Chosen], photo: Tensor) -> tuple[list[Reference], list[Tensor]]:
+    def load_references(self, chosen: list[Chosen], photo: Tensor) -> tuple[list[Reference], list[Tensor]]:
         """References as tensors [1, 3, h, w] of their own sizes, and what is known of each."""
         pixels = photo.shape[-2] * photo.shape[-1]
         loaded = [inputs.load_reference(one.picture, i, self.host, pixels) for i, one in enumerate(chosen, 1)]
-        known = [replace(one.reference, note=note) for one, (_, note) in zip(chosen, loaded, strict=True)]
+        known = [
+            replace(one.reference, note=note or one.reference.note)
+            for one, (_, note) in zip(chosen, loaded, strict=True)
+        ]
         return known, [tensor for tensor, _ in loaded]
 
     def encode(self, picture: Tensor, prompt: Any, negative_prompt: Any, seed: int) -> Encoded:
@@ -235,23 +238,6 @@ class ReFIRPipeline:
             return work()
         finally:
             vae.disable_tiling()
-
-    def _tile(
-        self,
-        tile: int | str | None,
-        mode: str,
-        plan: ChainPlan,
-        canvas: Tensor,
-        references: list[Tensor],
-        guidance: float,
-    ) -> int | None:
-        """Pixels of a side; None is the whole picture, which is all that "batched" can do."""
-        if tile is None or mode == "batched":
-            return None
-        if tile != "auto":
-            return inputs.checked_tile(tile, self.host)
-        size, *others = [(t.shape[-2], t.shape[-1]) for t in (canvas, *references)]
-        return fitting_tile(self.host, plan, size, others, 1 + (guidance > 1), self.host.device)
 
 
 def _default(value: Any, usual: Any) -> Any:

@@ -22,6 +22,7 @@ from ragsr.chains import (
     Sources,
     installed,
 )
+from ragsr.pipelines.refir_explain import DrawnFrom
 from ragsr.pipelines.refir_memory import next_smaller
 from ragsr.pipelines.refir_tiles import GateMaps, Place, latent_tiles, predict_in_tiles
 
@@ -60,7 +61,8 @@ class Denoiser:
     target: Encoded
     sources: Sequence[Encoded]
     weights: Sequence[float]  # strength times share of each source
-    gates: GateMaps | None
+    gates: GateMaps | None  # listens, if the output is to tell
+    drawn: DrawnFrom | None  # the same
     progress: dict[str, Any]  # options of tqdm
 
     def latent(self) -> Tensor:
@@ -74,7 +76,8 @@ class Denoiser:
                 raise
         warnings.warn(f"the device is out of memory; going on in tiles of {tile} pixels", stacklevel=4)
         gates = None if self.gates is None else self.gates.clear()
-        return replace(self, run=replace(self.run, tile=tile), gates=gates).latent()
+        drawn = None if self.drawn is None else self.drawn.clear()
+        return replace(self, run=replace(self.run, tile=tile), gates=gates, drawn=drawn).latent()
 
     def _size(self) -> tuple[int, int]:
         height, width = (side * self.host.latent_stride for side in self.target.clean.shape[-2:])
@@ -115,6 +118,7 @@ class Denoiser:
         """The prediction with references injected, as the mode says."""
         weights = torch.tensor(list(self.weights), device=self.target.clean.device)
         state.on_gate = None if self.gates is None else self.gates.note
+        state.on_attention = None if self.drawn is None else self.drawn.note
         return self._beside(state, weights) if self.run.mode == "batched" else self._after(state, weights)
 
     def _after(self, state: ChainState, weights: Tensor) -> Predict:

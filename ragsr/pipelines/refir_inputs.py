@@ -52,19 +52,27 @@ def choose_references(
     scale: float,
     threshold: float,
     temperature: float,
-) -> list[Chosen]:
-    """The user's references, or of the k nearest of the gallery those that are relevant; warns if none is."""
+    otherwise: str,
+) -> tuple[list[Chosen], list[Chosen]]:
+    """The user's references, or those of the k nearest of the gallery that are relevant; warns if none is.
+
+    If none is, the second list holds what was found nevertheless; `otherwise` says what will be done.
+    """
     found, pictures = find_references(given, gallery, photo, k)
-    weights = reference_weights([one.score for one in found], scale, threshold, temperature)
-    chosen = [Chosen(*one) for one in zip(found, pictures, weights, strict=True) if one[2] > 0]
-    if gallery is not None and not chosen and scale > 0:
-        best = max((one.score or 0.0 for one in found), default=0.0)
-        warnings.warn(
-            f"no reference is relevant enough (the best scores {best:.2f}, the threshold is {threshold:g}); "
-            "the photo is restored without one",
-            stacklevel=4,
-        )
-    return chosen
+
+    def chosen(least: float) -> list[Chosen]:
+        weights = reference_weights([one.score for one in found], scale, least, temperature)
+        return [Chosen(*one) for one in zip(found, pictures, weights, strict=True) if one[2] > 0]
+
+    relevant = chosen(threshold)
+    if gallery is None or relevant or scale == 0:
+        return relevant, []
+    best = max((one.score or 0.0 for one in found), default=0.0)
+    warnings.warn(
+        f"no reference is relevant enough (the best scores {best:.2f}, the threshold is {threshold:g}); {otherwise}",
+        stacklevel=4,
+    )
+    return [], chosen(0.0)
 
 
 def find_references(
@@ -140,6 +148,15 @@ def checked_tile(tile: int | str, host: Host) -> int:
     if not isinstance(tile, int) or tile < least:
         raise InputError(f'tile is {tile!r}; it is "auto", None, or a number of pixels from {least} on')
     return tile
+
+
+def tile_of_result(tile: int | str, scale: int) -> int | str:
+    """The front door's tile, "auto" or pixels of the photo, in pixels of the result."""
+    if tile == "auto":
+        return tile
+    if not str(tile).isdecimal():
+        raise InputError(f'tile is {tile!r}; it is "auto" or a number of pixels of the photo')
+    return int(tile) * scale
 
 
 def one_canvas(photo: Tensor, references: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

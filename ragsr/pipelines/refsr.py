@@ -1,10 +1,13 @@
 """RefSR: restore a low-quality photo with references, iRAG's path.
 
-    photo ──▶ retrieve ──▶ prepare ──▶ restore ──▶ picture
-              gallery,     once per    tiles, each sees
-              by hash      reference   the whole references
+    photo ──▶ retrieve ──▶ prepare ──▶ restore ───────────▶ diffuse ──▶ picture
+              gallery,     once per    tiles, each sees     if asked
+              by hash      reference   the whole references for
 
-Source: iRAG Sec. 3 (hash retrieval, then reference-based super-resolution).
+Without diffusion the restored picture, which keeps to the photo and its references, is the result. With it, it is the
+intermediate result, to which the second stage (`ragsr.pipelines.diffusion`) gives detail of its own.
+
+Source: iRAG Sec. 3, Fig. 2 (hash retrieval, reference-based super-resolution, conditioned diffusion).
 """
 
 import hashlib
@@ -16,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -26,7 +29,12 @@ from ragsr.errors import InputError
 from ragsr.gallery import Gallery
 from ragsr.image import MAX_PIXELS, image_to_tensor, load_image, load_reduced, tensor_to_image, to_rgb
 from ragsr.models import views
+from ragsr.models.resample import resize
 from ragsr.tiling import Part, PartCall, at_least, restore_parts, tile_size
+
+if TYPE_CHECKING:  # diffusers takes seconds to import, and few need it
+    from ragsr.pipelines.diffusion import DiffusionStage
+    from ragsr.pipelines.refir_explain import Explanation
 
 REMEMBERED = 4  # prepared sets of references that are kept: the photos of a folder often share one
 BAND = 256  # rows
@@ -83,8 +91,9 @@ class Restored:
     image: Image.Image
     references: list[Reference]  # nearest first
     weight: Tensor  # float32 [1, 1, H, W] in [0, 1]: how much of each pixel came from the references
-    milliseconds: dict[str, float]  # per stage: load, search, prepare, restore, save
+    milliseconds: dict[str, float]  # per stage: load, search, prepare, restore, diffuse, save
     rejected: list[Reference] = field(default_factory=list)  # found, and not like enough to be of use
+    explanation: "Explanation | None" = None  # of refir, on request
 
     @property
     def reference_share(self) -> float:
@@ -96,13 +105,24 @@ class RefSRPipeline:
     """Restores photos one by one; what it prepared for the last sets of references is kept."""
 
     def __init__(
-        self, model: Model, device: str | torch.device = "cpu", tile: int | str = "auto", seed: int = 0
+        self,
+        model: Model,
+        device: str | torch.device = "cpu",
+        tile: int | str = "auto",
+        seed: int = 0,
+        diffusion: "DiffusionStage | None" = None,
+        steps: int = 10,  # of the diffusion
     ) -> None:
-        self.model = model
+        self.model, self.diffusion = model, diffusion
+        self.steps = None if diffusion is None else steps
         self.device = torch.device(device)
         self.tile = tile_size(tile)
         self.seed = seed  # for models that draw random numbers
         self._prepared: OrderedDict[tuple[object, ...], tuple[Any, list[str | None]]] = OrderedDict()
+
+    @property
+    def scale(self) -> int:
+        return self.model.scale
 
     @torch.no_grad()
     def __call__(
@@ -133,8 +153,10 @@ class RefSRPipeline:
             found = [replace(one, note=note) for one, note in zip(found, notes, strict=True)]
         with timed(milliseconds, "restore"):
             restored, weight = self.restore(low, prepared)
-            picture = picture_of(restored)
-        return Restored(picture, found, weight, milliseconds, rejected)
+        if self.diffusion is not None and self.steps is not None:
+            with timed(milliseconds, "diffuse"):
+                restored = self.diffuse(self.diffusion, low, restored, self.steps)
+        return Restored(picture_of(restored), found, weight, milliseconds, rejected)
 
     def load(self, photo: str | Path | Image.Image | Tensor) -> Tensor:
         """The photo as a tensor [1, 3, h, w], checked."""
@@ -178,6 +200,13 @@ class RefSRPipeline:
             torch.manual_seed(self.seed)
             restore_part = self.for_photo(at_least(low).to(self.device), prepared)
             return restore_parts(restore_part, low, self.model.scale, self.tile, self.model.context)
+
+    def diffuse(self, stage: "DiffusionStage", low: Tensor, intermediate: Tensor, steps: int) -> Tensor:
+        """The second stage: the photo [1, 3, h, w] and the intermediate result [1, 3, H, W] -> [1, 3, H, W]."""
+        height, width = intermediate.shape[-2:]
+        enlarged = resize(low, (height, width)).clamp(0, 1)
+        generator = torch.Generator().manual_seed(self.seed)  # on the CPU: one noise for every device
+        return stage(enlarged, intermediate, num_inference_steps=steps, generator=generator)
 
     def for_photo(self, low: Tensor, prepared: Any) -> PartCall:
         """What restores the tiles of this photo."""

@@ -4,11 +4,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ragsr.env import provenance
 from ragsr.files import replacing
 from ragsr.training.photos import Photo, sources_of
-from ragsr.training.refsr import Settings
 
 WHAT = """\
 # refnet
@@ -22,9 +22,15 @@ Made for: photos that were reduced bicubically. Noise and compression in the inp
 
 
 def write_card(
-    folder: Path, settings: Settings, photos: Sequence[Photo], start: str | None, reached: dict[str, float]
+    folder: Path,
+    settings: Any,  # a dataclass
+    photos: Sequence[Photo],
+    start: str | None,
+    reached: dict[str, float],
+    what: str = WHAT,
+    more: dict[str, Any] | None = None,  # facts for `training.json`
 ) -> None:
-    """`README.md` and `training.json` in the folder of a model."""
+    """`README.md` and `training.json` in the folder of a model; `what` it is opens the card."""
     sources = sources_of(photos)
     facts = {
         "settings": asdict(settings),
@@ -32,11 +38,12 @@ def write_card(
         "reached": reached,
         "photos": len(photos),
         "sources": sources,
+        **(more or {}),
         **provenance(),
     }
     rows = [f"| {source} | {licence} | {count} |" for source, licence, count in sources]
     lines = [
-        WHAT,
+        what,
         "## Training",
         "",
         f"`{facts['command']}`",

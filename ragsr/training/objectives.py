@@ -1,0 +1,162 @@
+"""What the stages of the second half of iRAG minimise.
+
+    autoencoder   |D(E(x)) - x| and |x' + D(E(x)) - D(E(x')) - x|, x' the low-quality photo enlarged: the latent shall
+                  hold what a picture has more than another
+    diffusion     L_final: noise or clean difference of latents, squared, and the picture they stand for
+    joint         L_res + α · L_final (iRAG Eq. 7), with L_res = |intermediate - x|
+
+In `diffusion` the reference stage is left as it is. In `joint` the gradient of L_final reaches it, through the
+autoencoder, whose weights stand still, and through the sum that makes the picture: that is what gives α a meaning.
+
+To each the adversarial loss (`ragsr.training.critic`) may be added, in a share that is 0 by default.
+
+The picture counts by ᾱ of its timestep: at strong noise the clean latent is a guess, and the mean of many.
+
+Source: iRAG, Sec. 3.3.2, Eq. 6 and 7; J. Ho et al., Denoising Diffusion Probabilistic Models, NeurIPS 2020, Eq. 14; for
+the clean latent as target: Salimans and Ho, Progressive Distillation, ICLR 2022, Sec. 4.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ragsr.models.alignment import enlarge_low
+from ragsr.models.fusion import FusionNet
+from ragsr.models.resample import resize
+from ragsr.pipelines.diffusion import DiffusionStage
+from ragsr.training.critic import PatchCritic, adversarial
+from ragsr.training.examples import Batch
+
+Losses = dict[str, Tensor]  # "loss" is the whole; the others are told in the log
+KL_SHARE = 1e-6
+
+
+class PictureLoss(nn.Module):
+    """L1, and a perceptual distance in its share where there is a network for it. Pictures in [-1, 1]."""
+
+    def __init__(self, perceptual: nn.Module | None, share: float) -> None:
+        super().__init__()
+        self.perceptual, self.share = perceptual, share
+
+    def forward(self, made: Tensor, truth: Tensor) -> Tensor:
+        """[B, 3, H, W] twice -> [B]"""
+        loss = (made - truth).abs().mean((1, 2, 3))
+        if self.perceptual is not None:
+            loss = loss + self.share * self.perceptual((made + 1) / 2, (truth + 1) / 2)
+        return loss
+
+
+class AutoencoderObjective(nn.Module):
+    """The autoencoder learns; every other part of the stage stays. `gan`: the share of the adversarial loss."""
+
+    def __init__(self, stage: DiffusionStage, picture_loss: PictureLoss, gan: float = 0.0) -> None:
+        super().__init__()
+        self.critic, self.gan = make_critic(gan), gan
+        self.vae, self.picture_loss = stage.vae.requires_grad_(True), picture_loss.requires_grad_(False)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
+        truth = signed(batch["truth"])
+        blurred = signed(enlarged_photo(batch["low"], truth))
+        posterior = self.vae.encode(truth).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(truth.device)
+        made = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        before = self.vae.decode(self.vae.encode(blurred).latent_dist.mean).sample.float()
+        losses = {
+            "picture": self.picture_loss(made, truth).mean(),
+            "detail": self.picture_loss(blurred + made - before, truth).mean(),
+            "kl": posterior.kl().float().mean(),
+        }
+        loss = losses["picture"] + losses["detail"] + KL_SHARE * losses["kl"]
+        if self.critic is not None:
+            for_made, losses["critic"] = adversarial(self.critic, made, truth)
+            loss = loss + self.gan * for_made.mean() + losses["critic"]
+        return {"loss": loss, **losses}
+
+
+class DiffusionObjective(nn.Module):
+    """U-Net and structure encoder learn; where `joint`, the reference stage too. The autoencoder stays."""
+
+    alphas: Tensor  # ᾱ of every timestep, [T]
+
+    def __init__(
+        self,
+        stage: DiffusionStage,
+        reference: FusionNet,
+        joint: bool,
+        alpha: float,
+        picture_loss: PictureLoss,
+        gan: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.critic, self.gan = make_critic(gan), gan
+        self.unet, self.structure = stage.unet.requires_grad_(True), stage.structure.requires_grad_(True)
+        self.vae, self.reference = stage.vae.requires_grad_(False), reference.requires_grad_(joint)
+        self.picture_loss = picture_loss.requires_grad_(False)
+        self.joint, self.alpha = joint, alpha
+        self.scaling: float = stage.vae.config.scaling_factor
+        self.predicts_noise = stage.scheduler.config.prediction_type == "epsilon"
+        self.detail_scale: float = stage.config.detail_scale
+        self.register_buffer("alphas", stage.scheduler.alphas_cumprod.clone(), persistent=False)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
+        intermediate = self.restore(batch)
+        final = self.final_losses(batch, intermediate, generator)
+        loss = final["latent"] + final["picture"]
+        critic = final.get("critic", loss.new_zeros(()))  # learns by itself, whatever α is
+        if not self.joint:
+            return {"loss": loss + critic, **final}
+        own = (intermediate - signed(batch["truth"])).abs().mean()
+        return {"loss": own + self.alpha * loss + critic, "restored": own, **final}
+
+    def restore(self, batch: Batch) -> Tensor:
+        """The intermediate result [B, 3, S, S] in [-1, 1]."""
+        low = batch["low"]
+        clues = (batch["clues"],) if "clues" in batch else ()
+        with torch.set_grad_enabled(self.joint and torch.is_grad_enabled()):
+            return signed(self.reference(low, enlarge_low(low), clues)[0].float())
+
+    def final_losses(self, batch: Batch, intermediate: Tensor, generator: torch.Generator) -> Losses:
+        """The two parts of L_final at timesteps drawn for this batch."""
+        truth = signed(batch["truth"])
+        z, z_low = self.encode(truth).detach(), self.encode(signed(enlarged_photo(batch["low"], truth))).detach()
+        z_inter = self.encode(intermediate)
+        t = torch.randint(len(self.alphas), (len(z),), generator=generator).to(z.device)
+        noise = torch.randn(z.shape, generator=generator).to(z.device)
+        alpha = self.alphas[t].view(-1, 1, 1, 1)
+        detail = (z - z_inter) * self.detail_scale
+        x = alpha.sqrt() * detail + (1 - alpha).sqrt() * noise
+
+        text = z.new_zeros(len(z), 1, self.unet.config.cross_attention_dim)
+        predicted = self.unet(x, t, text, self.structure([z_low, z_inter], t)).sample.float()
+        target = noise if self.predicts_noise else detail
+        clean = (x - (1 - alpha).sqrt() * predicted) / alpha.sqrt() if self.predicts_noise else predicted
+
+        picture = intermediate + self.decode(z_inter + clean / self.detail_scale) - self.decode(z_inter)
+        losses = {"latent": F.mse_loss(predicted, target)}
+        of_picture = self.picture_loss(picture, truth)
+        if self.critic is not None:
+            for_made, losses["critic"] = adversarial(self.critic, picture, truth)
+            of_picture = of_picture + self.gan * for_made
+        return losses | {"picture": (self.alphas[t] * of_picture).mean()}
+
+    def encode(self, image: Tensor) -> Tensor:
+        latent: Tensor = self.vae.encode(image).latent_dist.mean.float()
+        return latent * self.scaling
+
+    def decode(self, latent: Tensor) -> Tensor:
+        image: Tensor = self.vae.decode(latent / self.scaling).sample
+        return image.float()
+
+
+def make_critic(gan: float) -> PatchCritic | None:
+    return PatchCritic() if gan else None
+
+
+def signed(x: Tensor) -> Tensor:
+    """[0, 1] -> [-1, 1]"""
+    return 2 * x - 1
+
+
+def enlarged_photo(low: Tensor, truth: Tensor) -> Tensor:
+    """The photo at the size of the truth, as the pipeline gives it to the second stage."""
+    return resize(low, (truth.shape[2], truth.shape[3])).clamp(0, 1)
