@@ -1,8 +1,10 @@
 """Write the table of docs/retrieval_quality.md from what `ragsr eval retrieval --json` measured.
 
     ragsr eval retrieval --data PACK --candidates PHOTOS --encoder baseline-64 hash-16 hash-64 hash-256 \\
-        --rerank --patches --json benchmarks/results/retrieval_quality.json --plot docs/retrieval_quality.png
-    python benchmarks/retrieval_quality.py
+        --rerank --patches --json quality.json --plot docs/retrieval_quality.png
+    python benchmarks/retrieval_quality.py quality.json
+
+What it needs of that file is kept in benchmarks/results, without the hits of every single photo.
 """
 
 import json
@@ -18,6 +20,10 @@ MARKED = re.compile(r"(<!-- quality -->\n).*(<!-- end quality -->)", re.DOTALL)
 
 
 def main() -> None:
+    if len(sys.argv) > 1:
+        measured = json.loads(Path(sys.argv[1]).read_text())
+        kept = [{name: value for name, value in one.items() if name != "rows"} for one in measured["results"]]
+        RESULTS.write_text(json.dumps(measured | {"results": kept}, indent=1) + "\n")
     document = json.loads(RESULTS.read_text())
     text = PAGE.read_text()
     if len(MARKED.findall(text)) != 1:
