@@ -14,6 +14,8 @@ from ragsr.errors import InputError
 from ragsr.gallery import Gallery
 from ragsr.gallery.patches import Patches, as_box, compare, patch_boxes, similarity, tiles_of
 from ragsr.gallery.query import centre_box
+from ragsr.models import Transfer
+from ragsr.pipelines import RefSRPipeline
 
 
 def collage(*seeds: int) -> Image.Image:
@@ -161,3 +163,22 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert ", of no use" in run("search", query, "--gallery", folder, "--threshold", "1.1")
     assert main(["gallery", "build", str(photos), "-o", str(folder), "--no-features"]) == 2
     assert "keeps features; build another gallery to have none" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ restoring
+
+
+def test_every_tile_of_a_large_photo_gets_a_reference(gallery):
+    """A photo of three places, each of which is in another image."""
+    pipeline = RefSRPipeline(Transfer(4), tile=64)
+    low = pipeline.load(collage(0, 4, 8))
+    found, _ = pipeline.retrieve(gallery, low, 1, threshold=0)
+    assert {one.path.name for one in found} >= {"0.png", "3.png", "6.png"}
+    assert len({one.path for one in found}) == len(found)
+    assert all(one.region for one in found)
+    whole = RefSRPipeline(Transfer(4), tile=256)  # one tile: nothing more to look for
+    assert len(whole.retrieve(gallery, low, 1, threshold=0)[0]) == 1
+    found, _ = pipeline.retrieve(gallery, low, 1, threshold=1.01)
+    assert found == []  # what is not of use is not added either
+    restored = pipeline(collage(0, 4, 8), gallery=gallery, threshold=0)
+    assert len(restored.references) >= 3

@@ -208,6 +208,11 @@ class Gallery:
             self._check_patches()
         return self._find([describe_query(self.encoder, _picture(image), by_patches, probes) for image in images], k)
 
+    @property
+    def keeps_patches(self) -> bool:
+        """Whether there are codes of parts of the images."""
+        return self.kept.patches
+
     def search_regions(self, image: Image.Image | str | Path, tile: int, k: int = 1) -> list[list[Hit]]:
         """The k references nearest to every part of `image`, a tile of at most `tile` pixels a side, row by row.
 

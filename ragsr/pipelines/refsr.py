@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ragsr.errors import InputError
-from ragsr.gallery import Gallery
+from ragsr.gallery import Gallery, Hit
 from ragsr.image import MAX_PIXELS, image_to_tensor, load_image, load_reduced, tensor_to_image, to_rgb
 from ragsr.models import views
 from ragsr.models.resample import resize
@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # diffusers takes seconds to import, and few need it
     from ragsr.pipelines.refir_explain import Explanation
 
 REMEMBERED = 4  # prepared sets of references that are kept: the photos of a folder often share one
+MOST_OF_TILES = 4  # references that are found for single tiles, besides those of the whole photo
 BAND = 256  # rows
 REDUCING_GAP = 3.0  # times the wanted sides to which Pillow may go in one cheap step
 
@@ -167,13 +168,19 @@ class RefSRPipeline:
     def retrieve(
         self, gallery: Gallery, low: Tensor, k: int, threshold: float | None = None
     ) -> tuple[list[Reference], list[Reference]]:
-        """The k nearest images of the gallery: those of use, and those with a score below `threshold`."""
-        hits = gallery.search(tensor_to_image(low), k)
+        """The k nearest images of the gallery: those of use, and those with a score below `threshold`.
+
+        Of a gallery with patches, a photo larger than a tile also gets what is most like its single tiles.
+        """
+        picture = tensor_to_image(low)
+        hits = gallery.search(picture, k)
         if not hits:
             raise InputError(
                 f"{gallery.folder}: none of its images is on disk; ragsr gallery info {gallery.folder} lists them"
             )
         least = gallery.encoder.threshold if threshold is None else threshold
+        if gallery.keeps_patches and max(picture.size) > self.tile:
+            hits += of_tiles(gallery.search_regions(picture, self.tile), {hit.path for hit in hits}, least)
         found = [
             Reference(h.path, h.distance, h.score, generated=h.generated, cosine=h.cosine, region=h.region)
             for h in hits
@@ -242,6 +249,15 @@ def timed(milliseconds: dict[str, float], stage: str) -> Iterator[None]:
 def named(references: Sequence[str | Path | Image.Image]) -> list[Reference]:
     """References that the user named: there was no search."""
     return [Reference(None if isinstance(r, Image.Image) else Path(r)) for r in references]
+
+
+def of_tiles(regions: Sequence[Sequence[Hit]], known: set[Path], least: float) -> list[Hit]:
+    """The best images of the single tiles that are of use and not `known`: at most `MOST_OF_TILES`, best first."""
+    best: dict[Path, Hit] = {}
+    for hit in (hits[0] for hits in regions if hits):
+        if hit.path not in known and hit.score >= max(least, best[hit.path].score if hit.path in best else 0.0):
+            best[hit.path] = hit
+    return sorted(best.values(), key=lambda hit: -hit.score)[:MOST_OF_TILES]
 
 
 def as_picture(source: str | Path | Image.Image) -> Image.Image:
