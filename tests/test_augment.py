@@ -38,7 +38,7 @@ def gallery(tmp_path):
     for seed in range(3):
         (tmp_path / "photos").mkdir(exist_ok=True)
         picture(seed).save(tmp_path / "photos" / f"{seed}.png")
-    with Gallery.create(tmp_path / "g") as gallery:
+    with Gallery.create(tmp_path / "g", "baseline-64") as gallery:  # a network does not run in a forked process
         gallery.add([tmp_path / "photos"], progress=False)
         yield gallery
 
@@ -184,7 +184,7 @@ def test_killed_at_any_moment(gallery, tmp_path, monkeypatch, moment):
         assert len(augment(again, Editor()).made) == 2
         visible = {name for name in files(again) if not name.startswith(".")}
         assert {hit.path.name for hit in again.search(picture(0), 6) if hit.generated} == visible
-    with Gallery.create(tmp_path / "whole") as whole:
+    with Gallery.create(tmp_path / "whole", "baseline-64") as whole:
         whole.add([tmp_path / "photos"], progress=False)
         assert {name: files(gallery)[name] for name in visible} == files_of(whole)
 

@@ -41,7 +41,7 @@ def gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gallery
     """20 images of 16 codes, searched by codes that the test chooses."""
     monkeypatch.setattr(ragsr.gallery.gallery, "load_image", lambda image: image)
     monkeypatch.setattr(ragsr.gallery.gallery, "describe_query", code_by_hand)
-    with Gallery.create(tmp_path / "gallery", features=False) as gallery:
+    with Gallery.create(tmp_path / "gallery", "baseline-64", features=False) as gallery:
         put(gallery, range(20))
         yield gallery
 
@@ -401,7 +401,7 @@ with Gallery.open(sys.argv[1]) as gallery:
 def test_plain_installs_share_it(tmp_path: Path) -> None:
     """One without compiled code answers the same and, after it has written, the others do."""
     photos = write_photos(tmp_path / "photos")
-    with Gallery.create(tmp_path / "gallery") as gallery:
+    with Gallery.create(tmp_path / "gallery", "baseline-64") as gallery:
         gallery.add([photos])
         new = tmp_path / "new.png"
         picture(20).save(new)
