@@ -101,7 +101,7 @@ def test_odd_sizes(size):
         ({"scale": 3}, "scale 4"),
         ({"pipeline": "refir"}, "refir restores with a diffusion model: name its folder"),
         ({"pipeline": "refir", "speed": 2}, "refir has no option 'speed'; it has: preset, mode"),
-        ({"steps": 20}, "refsr has no option 'steps'"),
+        ({"steps": 20}, "quality faithful has none"),
         ({"pipeline": "magic"}, "no pipeline 'magic'; there are: refsr, refir"),
         ({"quality": "rich"}, "the model refnet has no rich mode"),
         ({"quality": "best"}, "faithful or rich"),

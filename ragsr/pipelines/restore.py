@@ -100,6 +100,8 @@ def load_pipeline(
         raise InputError(f"refsr has no option {next(iter(options))!r}: those of a diffusion model are refir's")
     if quality not in ("faithful", "rich"):
         raise InputError(f"quality is {quality!r}; it is faithful or rich")
+    if steps is not None and quality == "faithful":
+        raise InputError("steps are of a diffusion, and quality faithful has none; leave them out, or ask for rich")
     if steps is not None and not 1 <= steps <= 1000:
         raise InputError(f"steps is {steps}; it must lie between 1 and 1000")
     folder, place = Path(model), find_device(device)
