@@ -1,11 +1,10 @@
-"""How well encoders find references, and how fast they code, with the numbers in a file.
+"""How fast encoders code, and how their scores of right and wrong first hits lie to the threshold.
 
     python benchmarks/codes.py --data PACK --candidates PHOTOS --json benchmarks/results/codes.json
 
-For every encoder: right scene first and among the first five, when photos are ranked by the distance of codes (equal
-distances in the order of the index, which is shuffled), by codes and then the first candidates by the cosine of the
-features, and by the cosine alone; mean and spread of its scores for right and wrong first hits; and the processor time
-of one thread to code a picture of 256 × 256.
+How well they find is told by `ragsr eval retrieval`. Here: of the first hits of that pack's photos, ranked by the cosine,
+mean and spread of the scores, right and wrong ones apart; and the processor time of one thread to code a picture of
+256 × 256.
 """
 
 import argparse
@@ -25,7 +24,6 @@ from ragsr.image import find_images, load_image
 from ragsr.ops import hamming_distance
 
 GROUPS = ("multiview", "pairs", "synthcrop")
-RERANKED = 50  # candidates that the features put in order, as many as a gallery takes for its first five
 PICTURES, ROUNDS = 16, 5  # of the timing
 
 
@@ -41,14 +39,11 @@ def main() -> None:
     extra = find_images(args.candidates) if args.candidates else []
     paths = sorted({path.resolve() for path in (*(args.data / name for name in packs[0].references), *extra)})
     paths = [paths[i] for i in np.random.default_rng(args.seed).permutation(len(paths))]
-    document = {"candidates": len(paths), "seed": args.seed, "reranked": RERANKED, "encoders": {}}
+    document = {"candidates": len(paths), "seed": args.seed, "encoders": {}}
     for name in args.encoders:
         found = measure(name, packs, args.data, paths)
         document["encoders"][name] = found
         print(f"\n{name}: {found['milliseconds_per_picture']} ms a picture on one thread")
-        for row in found["rows"]:
-            counts = "  ".join(f"{group} {row[group]}" for group in GROUPS)
-            print(f"  {row['degradation']:9} {row['ranking']:16} {counts}")
         for row in found["scores"]:
             print("  score", json.dumps(row))
     if args.json:
@@ -58,7 +53,7 @@ def main() -> None:
 def measure(name: str, packs: list, folder: Path, paths: list[Path]) -> dict:
     encoder = load_encoder(name)
     codes, features = described(encoder, paths)
-    rows, scores = [], []
+    scores = []
     for pack in packs:
         queries = [query for query in pack.queries if query.same_scene]
         own, close = described(encoder, [query.low for query in queries])
@@ -66,26 +61,11 @@ def measure(name: str, packs: list, folder: Path, paths: list[Path]) -> dict:
             [[path in {(folder / n).resolve() for n in query.same_scene} for path in paths] for query in queries]
         )
         distances, cosines = hamming_distance(own, codes), close @ features.T
-        by_code = distances.argsort(dim=1, stable=True)
-        near = by_code[:, :RERANKED]
-        again = near.gather(1, cosines.gather(1, near).argsort(dim=1, descending=True, stable=True))
-        orders = {
-            "code": by_code,
-            "code, feature": again,
-            "feature": cosines.argsort(dim=1, descending=True, stable=True),
-        }
-        for ranking, order in orders.items():
-            hits = right.gather(1, order[:, :5])
-            row = {"degradation": pack.degradation, "ranking": ranking}
-            for group in GROUPS:
-                chosen = torch.tensor([query.group == group for query in queries])
-                row[group] = f"{int(hits[chosen, 0].sum())} {int(hits[chosen].any(1).sum())} of {int(chosen.sum())}"
-            rows.append(row)
-        scores.append({"degradation": pack.degradation} | first_scores(encoder, again[:, 0], right, distances, cosines))
+        first = cosines.argmax(dim=1)
+        scores.append({"degradation": pack.degradation} | first_scores(encoder, first, right, distances, cosines))
     return {
         "id": encoder.id,
         "milliseconds_per_picture": milliseconds_per_picture(encoder),
-        "rows": rows,
         "scores": scores,
     }
 

@@ -17,6 +17,7 @@ from ragsr.errors import InputError
 from ragsr.ops import hamming_distance, pack_bits
 from ragsr.training import hash as training
 from ragsr.training import hash_check
+from ragsr.training.checkpoint import read_checkpoint
 from ragsr.training.degrade import PLAIN, Recipe, degrade_image, degrade_tensor, gaussian_kernel, sinc_kernel
 from ragsr.training.hash import Material, Settings, check_sizes, train
 from ragsr.training.hash_check import fit_logistic, split
@@ -33,7 +34,6 @@ from ragsr.training.hash_loss import (
 from ragsr.training.hash_start import initial_backbone
 from ragsr.training.hash_views import Camera, Views, homography
 from ragsr.training.photos import Photo, find_photos
-from ragsr.training.refsr import read_state
 
 (CASE,) = golden_cases("cibhash")
 OUT = {name.removeprefix("output."): x for name, x in CASE.tensors.items() if name.startswith("output.")}
@@ -241,7 +241,9 @@ def test_a_stopped_run_ends_as_one_that_ran_through(folder, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             train(SMALL, material, tmp_path / "halves")
     assert train(SMALL, Material(find_photos(folder), 2, 0, 4), tmp_path / "halves") == reached
-    (whole, notes), (halves, same) = (read_state(tmp_path / name / "state.safetensors") for name in ("whole", "halves"))
+    (whole, notes), (halves, same) = (
+        read_checkpoint(tmp_path / name / "state.safetensors", SMALL) for name in ("whole", "halves")
+    )
     assert notes == same
     assert whole.keys() == halves.keys()
     assert all(torch.equal(x, halves[name]) for name, x in whole.items())

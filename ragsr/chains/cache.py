@@ -11,6 +11,7 @@ one that was used least recently goes first, whole. What found no room is comput
 the network saw at that step; that is a single latent, and always kept.
 """
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from pathlib import Path
 
@@ -85,7 +86,7 @@ class ReferenceCache:
         return f"ReferenceCache({sizes}; {self.hits} hits, {self.misses} misses)"
 
 
-class Chains:
+class Chains(ABC):
     """Sizes of what lies in one place, by chain, the least recently used first."""
 
     def __init__(self, budget: int) -> None:
@@ -123,8 +124,9 @@ class Chains:
         for key in list(self.sizes):
             self.drop(key)
 
+    @abstractmethod
     def remove(self, key: str, step: int) -> None:
-        raise NotImplementedError
+        """Give back what one step takes."""
 
 
 class Memory(Chains):

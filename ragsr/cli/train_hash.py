@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         reached = train(settings, material, args.out / f"hash-{bits}", start, None, device)
         if reached:  # else another process writes
             model = args.out / f"hash-{bits}" / "model"
-            write_hash_card(model, settings, photos, args.init, args.teacher, reached)
+            write_hash_card(model, settings, photos, args.init, args.teacher, args.backbone == "train", reached)
             found[bits] = {"model": str(model), "photos": len(photos), **reached}
     print(json.dumps(list(found.values()), indent=2) if args.json else "\n".join(map(told, found.values())))
     return 0

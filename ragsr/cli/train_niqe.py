@@ -13,6 +13,13 @@ Fit the distribution of the features of good photos, from their sharp patches. N
 DATA is a folder of photos; of one with a MANIFEST.csv only those are used whose licence lets the result be given away,
 as in ragsr train refsr. Photos with a side below 384 pixels are left out. OUT gets model.safetensors and a card.
 """
+WHAT = """\
+# Natural photos, for NIQE
+
+Mean and covariance of the 36 features of sharp patches of good photos (A. Mittal et al., 2013). `ragsr.metrics.niqe`
+gives the distance of an image from them; lower is more natural. Fitted to photos of our own: values do not equal those
+of other programs. No photo can be recovered from it.
+"""
 LEAST_SIDE = 384  # pixels: smaller photos were reduced too much to be sharp as a camera is
 
 
@@ -36,10 +43,14 @@ def run(args: argparse.Namespace) -> int:
 
     from ragsr.image import load_image
     from ragsr.metrics import fit_niqe
-    from ragsr.training.niqe_card import write_niqe_card
+    from ragsr.training.card import write_documents
     from ragsr.training.photos import find_photos
 
     photos = find_photos(args.data)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{args.out}: cannot be a folder ({error.strerror}); name another one") from error
     pictures = ((photo, load_image(photo.path)) for photo in tqdm(photos, unit="photo", disable=None))
     used = []
 
@@ -50,12 +61,8 @@ def run(args: argparse.Namespace) -> int:
                 yield picture
 
     model = fit_niqe(large())
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{args.out}: cannot be a folder ({error.strerror}); name another one") from error
     model.save(args.out / "model.safetensors")
-    write_niqe_card(args.out, used)
+    write_documents(args.out, WHAT, "", {}, [], used)
     told = {"model": str(args.out / "model.safetensors"), "photos": len(used)}
     print(json.dumps(told, indent=2) if args.json else f"{told['model']}: fitted to {len(used)} photos")
     return 0

@@ -1,6 +1,5 @@
 """The layers of SUPIR's networks: those of SDXL's U-Net under their published names, and one of SUPIR's own.
 
-ResBlock       two convolutions with the time embedding between them
 ZeroCrossAttn  the decoder's state looks at the control map
 Block          layers in a row; DecoderBlock: a row whose joints with the control maps are handed in
 """
@@ -13,7 +12,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ragsr.models.sft import GROUPS, conv3
+from ragsr.models.sft import GROUPS, ResBlock, conv3
 
 CROSS_HEAD = 64  # width of a head where the decoder looks at the control map
 
@@ -45,23 +44,6 @@ class Sizes:
 
 
 SDXL = Sizes()
-
-
-class ResBlock(nn.Module):
-    """x [B, inputs, H, W], embedding [B, E] -> [B, outputs, H, W]."""
-
-    def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
-        super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(GROUPS, inputs), nn.SiLU(), conv3(inputs, outputs))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, outputs))
-        self.out_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, outputs), nn.SiLU(), nn.Identity(), conv3(outputs, outputs)
-        )  # the weights were trained with a dropout of 0 in the third place
-        self.skip_connection = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.in_layers(x) + self.emb_layers(embedding)[..., None, None]
-        return self.skip_connection(x) + self.out_layers(h)
 
 
 class Downsample(nn.Module):

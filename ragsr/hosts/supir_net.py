@@ -25,14 +25,13 @@ from ragsr.hosts.supir_layers import (
     Block,
     DecoderBlock,
     Downsample,
-    ResBlock,
     Sizes,
     Upsample,
     ZeroCrossAttn,
     mlp,
     transformer,
 )
-from ragsr.models.sft import GROUPS, ZeroSFT, conv3
+from ragsr.models.sft import GROUPS, ResBlock, ZeroSFT, conv3
 
 PER_LEVEL = 2  # residual blocks of the encoder; the decoder has one more
 

@@ -2,6 +2,7 @@
 
     SPADE            normalise, then scale and shift by maps made from the condition     StableSR and iRAG (there: SFT)
     SPADEResBlock    the residual block of their U-Nets: it ends with a SPADE layer      StableSR and iRAG
+    ResBlock         the same without a condition                                        their encoders, SUPIR
     ZeroSFT          the same for a skip connection and a control map                    SUPIR
 
 The maps γ and β depend on the condition alone. `modulation` makes them, with one convolution for both, and whoever has
@@ -89,10 +90,10 @@ class SPADE(nn.Module):
         return group_norm_sft(x, GROUPS, weight, bias, gamma, beta, norm.eps, residual=residual)
 
 
-class SPADEResBlock(nn.Module):
-    """skip(x) + SPADE(h): two convolutions with the time embedding between them, then the condition."""
+class ResBlock(nn.Module):
+    """skip(x) + h: two convolutions with the time embedding between them, as all these networks have it."""
 
-    def __init__(self, inputs: int, outputs: int, embedding_channels: int, condition_channels: int) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding_channels: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(nn.GroupNorm(GROUPS, inputs), nn.SiLU(), conv3(inputs, outputs))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, outputs))
@@ -100,12 +101,29 @@ class SPADEResBlock(nn.Module):
             nn.GroupNorm(GROUPS, outputs), nn.SiLU(), nn.Identity(), conv3(outputs, outputs)
         )  # the weights were trained with a dropout of 0 in the third place
         self.skip_connection = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x [B, inputs, H, W], embedding [B, E] -> [B, outputs, H, W]."""
+        return self.skip_connection(x) + self.branch(x, embedding)
+
+    def branch(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The way through the convolutions."""
+        h: Tensor = self.out_layers(self.in_layers(x) + self.emb_layers(embedding)[..., None, None])
+        return h
+
+
+class SPADEResBlock(ResBlock):
+    """skip(x) + SPADE(h): the condition comes last."""
+
+    def __init__(self, inputs: int, outputs: int, embedding_channels: int, condition_channels: int) -> None:
+        super().__init__(inputs, outputs, embedding_channels)
         self.spade = SPADE(outputs, condition_channels)
 
-    def forward(self, x: Tensor, embedding: Tensor, condition: Tensor | Modulation) -> Tensor:
+    def forward(  # type: ignore[override]  # it needs the condition too
+        self, x: Tensor, embedding: Tensor, condition: Tensor | Modulation
+    ) -> Tensor:
         """x [B, inputs, H, W], embedding [B, E] -> [B, outputs, H, W]; for the condition see `SPADE`."""
-        h = self.in_layers(x) + self.emb_layers(embedding)[..., None, None]
-        return self.spade(self.out_layers(h), condition, residual=self.skip_connection(x))
+        return self.spade(self.branch(x, embedding), condition, residual=self.skip_connection(x))
 
 
 class ZeroSFT(nn.Module):

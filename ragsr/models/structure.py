@@ -19,7 +19,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ragsr.models.sft import GROUPS, conv3
+from ragsr.models.sft import GROUPS, ResBlock, conv3
 
 LONGEST = 10_000.0  # wavelength of the slowest sinusoid, in steps
 
@@ -102,24 +102,6 @@ def sinusoids(timesteps: Tensor, size: int) -> Tensor:
     frequencies = torch.exp(-math.log(LONGEST) / half * torch.arange(half, device=timesteps.device))
     angles = timesteps.float()[:, None] * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=1)
-
-
-class ResBlock(nn.Module):
-    """Two convolutions with the time embedding between them, and the way around them."""
-
-    def __init__(self, inputs: int, outputs: int, embedding_channels: int) -> None:
-        super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(GROUPS, inputs), nn.SiLU(), conv3(inputs, outputs))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, outputs))
-        self.out_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, outputs), nn.SiLU(), nn.Identity(), conv3(outputs, outputs)
-        )  # the weights were trained with a dropout of 0 in the third place
-        self.skip_connection = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """x [B, inputs, H, W], embedding [B, E] -> [B, outputs, H, W]."""
-        h = self.in_layers(x) + self.emb_layers(embedding)[..., None, None]
-        return self.skip_connection(x) + self.out_layers(h)
 
 
 class AttentionBlock(nn.Module):

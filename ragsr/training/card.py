@@ -31,37 +31,46 @@ def write_card(
     more: dict[str, Any] | None = None,  # facts for `training.json`
 ) -> None:
     """`README.md` and `training.json` in the folder of a model; `what` it is opens the card."""
-    sources = sources_of(photos)
-    facts = {
-        "settings": asdict(settings),
-        "begun_with": start,
-        "reached": reached,
-        "photos": len(photos),
-        "sources": sources,
-        **(more or {}),
-        **provenance(),
-    }
-    rows = [f"| {source} | {licence} | {count} |" for source, licence, count in sources]
-    lines = [
-        what,
-        "## Training",
-        "",
-        f"`{facts['command']}`",
-        "",
-        f"Begun with: {start or 'random weights'}. Code: commit {facts['commit']}, {facts['date']}, "
-        f"PyTorch {facts['versions']['torch']}. Settings: {json.dumps(asdict(settings))}.",
-        "",
+    facts = {"settings": asdict(settings), "begun_with": start, "reached": reached, **(more or {})}
+    begun = f"Begun with: {start or 'random weights'}."
+    scores = [
         "## Reached, on crops of photos that were held out (PSNR in dB, preset refir)",
         "",
         "| " + " | ".join(reached) + " |",
         "|" + "---|" * len(reached),
         "| " + " | ".join(f"{value:.5g}" for value in reached.values()) + " |",
         "",
+    ]
+    write_documents(folder, what, begun, facts, scores, photos)
+
+
+def write_documents(
+    folder: Path,
+    what: str,
+    begun: str,
+    facts: dict[str, Any],
+    scores: Sequence[str],
+    photos: Sequence[Photo],
+) -> None:
+    """The two files of any card: what it is, how it was made (`begun` opens that), `scores`, the photos' licences."""
+    sources = sources_of(photos)
+    facts = facts | {"photos": len(photos), "sources": sources} | provenance()
+    made = f"Code: commit {facts['commit']}, {facts['date']}, PyTorch {facts['versions']['torch']}."
+    settings = [f"Settings: {json.dumps(facts['settings'])}."] if "settings" in facts else []
+    lines = [
+        what,
+        "## Training",
+        "",
+        f"`{facts['command']}`",
+        "",
+        " ".join(filter(None, [begun, made, *settings])),
+        "",
+        *scores,
         f"## Data: {len(photos)} photos, none of which is part of this folder",
         "",
         "| source | licence, as stated there | photos |",
         "|---|---|---|",
-        *rows,
+        *(f"| {source} | {licence} | {count} |" for source, licence, count in sources),
         "",
     ]
     for name, text in (("README.md", "\n".join(lines)), ("training.json", json.dumps(facts, indent=2) + "\n")):

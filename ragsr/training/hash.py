@@ -16,15 +16,13 @@ Several GPUs: `accelerate launch -m ragsr train hash ...`; every process draws b
 
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -33,13 +31,21 @@ from ragsr.codes.hashing import HIDDEN, SIDE, WIDTH, Backbone, make_head, save_h
 from ragsr.errors import InputError
 from ragsr.files import replacing
 from ragsr.models.loading import load_into
+from ragsr.training.checkpoint import (
+    distributed,
+    give_moments,
+    moments_of,
+    part,
+    read_checkpoint,
+    share_at,
+    write_checkpoint,
+)
 from ragsr.training.hash_check import Check, split
 from ragsr.training.hash_log import write_row
 from ragsr.training.hash_loss import balance, hash_loss, relations, straight_sign, use_of_bits
 from ragsr.training.hash_start import Teacher
 from ragsr.training.hash_views import Views
 from ragsr.training.photos import Photo
-from ragsr.training.refsr import like, part, read_state
 
 STATE, REACHED = "state.safetensors", "reached.json"
 LEAST = 8  # scenes
@@ -66,10 +72,8 @@ class Settings:
     precision: str = "fp32"  # or bf16, under autocast
 
     def share_at(self, step: int) -> float:
-        """Of the highest rate: up along a line, down along half a cosine."""
-        if step < self.warm_up:
-            return (step + 1) / self.warm_up
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warm_up) / max(1, self.steps - self.warm_up))))
+        """Of the highest rate."""
+        return share_at(step, self.steps, self.warm_up)
 
 
 class Net(nn.Module):
@@ -143,45 +147,16 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint; nothing half-written is ever seen."""
-        tensors = {f"net.{name}": value.contiguous() for name, value in self.net.state_dict().items()}
-        for name, parameter in self.net.named_parameters():
-            for moment in ("exp_avg", "exp_avg_sq"):
-                if parameter in self.optimiser.state:
-                    tensors[f"adam.{moment}.{name}"] = self.optimiser.state[parameter][moment].contiguous()
-        notes = {"step": str(self.step), "best": repr(self.best), "settings": json.dumps(asdict(self.settings))}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=notes)
+        tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        tensors |= moments_of(self.optimiser, dict(self.net.named_parameters()))
+        write_checkpoint(path, tensors, self.settings, step=self.step, best=self.best)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint of a run with the same settings; `InputError` says which differ."""
-        tensors, notes = read_state(path)
-        before, now = json.loads(notes["settings"]), asdict(self.settings)
-        changed = [name for name in now if before.get(name) != now[name]]
-        if changed:
-            told = ", ".join(f"{name} {before.get(name)} there and {now[name]} here" for name in changed)
-            raise InputError(f"{path}: is of another run ({told}); give its options, or another --out")
+        tensors, notes = read_checkpoint(path, self.settings)
         load_into(self.net, part(tensors, "net."), str(path))
         self.step, self.best = int(notes["step"]), float(notes["best"])
-        for name, parameter in self.net.named_parameters():
-            if f"adam.exp_avg.{name}" in tensors:  # a frozen backbone has none
-                self.optimiser.state[parameter] = {
-                    "step": torch.tensor(float(self.step)),
-                    "exp_avg": like(tensors[f"adam.exp_avg.{name}"], parameter),
-                    "exp_avg_sq": like(tensors[f"adam.exp_avg_sq.{name}"], parameter),
-                }
-
-
-def distributed(net: Net, optimiser: torch.optim.Optimizer) -> tuple[nn.Module, int, bool]:
-    """The network as it is trained, the number of this process, and whether it is the one that writes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return net, 0, True
-    try:
-        from accelerate import Accelerator
-    except ImportError:
-        raise InputError('several processes need accelerate: pip install "ragsr[train]"') from None
-    accelerator = Accelerator(cpu=next(net.parameters()).device.type == "cpu")
-    accelerator.prepare_optimizer(optimiser)
-    return accelerator.prepare_model(net), accelerator.process_index, accelerator.is_main_process
+        give_moments(self.optimiser, dict(self.net.named_parameters()), tensors, self.step)
 
 
 def contrast(one: Tensor, other: Tensor) -> Tensor:

@@ -1,15 +1,13 @@
 """The card of a hash encoder: what it is, what it learned from and under which licences, how, and how well."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ragsr.env import provenance
-from ragsr.files import replacing
+from ragsr.training.card import write_documents
 from ragsr.training.hash import Settings
-from ragsr.training.photos import Photo, sources_of
+from ragsr.training.photos import Photo
 
 WHAT = """\
 # A hash encoder of {bits} bits
@@ -29,46 +27,27 @@ def write_hash_card(
     photos: Sequence[Photo],
     init: str | None,
     teacher: Path | None,
+    trained: bool,  # the backbone, before the head
     reached: dict[str, Any],
 ) -> None:
     """`README.md` and `training.json` in the folder of a model."""
-    sources = sources_of(photos)
     facts = {
         "settings": asdict(settings),
         "begun_with": init and Path(init).name,
         "teacher": teacher and teacher.name,
         "reached": reached,
-        "photos": len(photos),
-        "sources": sources,
-        **provenance(),
     }
     begun = f"Begun with: {facts['begun_with'] or 'random weights'}; teacher: {facts['teacher'] or 'none'}."
-    if init and "--backbone frozen" not in facts["command"]:
+    if init and trained:
         begun += " The backbone is the mean of what it began with and what training made of it."
     if "mobilenet" in f"{init}{teacher}":
         begun += " The MobileNets are those of Google's model zoo, trained on ImageNet, Apache-2.0."
-    lines = [
-        WHAT.format(bits=settings.bits, features=256),
-        "## Training",
-        "",
-        f"`{facts['command']}`",
-        "",
-        f"{begun} Code: commit {facts['commit']}, {facts['date']}, PyTorch {facts['versions']['torch']}. "
-        f"Settings: {json.dumps(asdict(settings))}.",
-        "",
+    scores = [
         "## Reached, on bad crops of photos that were held out",
         "",
         "| what | value |",
         "|---|---|",
         *(f"| {name} | {value:.4g} |" for name, value in reached.items()),
         "",
-        f"## Data: {len(photos)} photos, none of which is part of this folder",
-        "",
-        "| source | licence, as stated there | photos |",
-        "|---|---|---|",
-        *(f"| {source} | {licence} | {count} |" for source, licence, count in sources),
-        "",
     ]
-    for name, text in (("README.md", "\n".join(lines)), ("training.json", json.dumps(facts, indent=2) + "\n")):
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_documents(folder, WHAT.format(bits=settings.bits, features=256), begun, facts, scores, photos)

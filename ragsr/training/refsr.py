@@ -14,20 +14,16 @@ sees what it would have seen. A run keeps in its folder:
 """
 
 import csv
-import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ragsr.errors import InputError
 from ragsr.files import replacing
 from ragsr.image import save_image, tensor_to_image
 from ragsr.metrics import psnr
@@ -38,6 +34,7 @@ from ragsr.models.refnet import save_model
 from ragsr.models.registration import luma
 from ragsr.models.resample import resize
 from ragsr.sheet import Cell, contact_sheet
+from ragsr.training.checkpoint import give_moments, moments_of, part, read_checkpoint, share_at, write_checkpoint
 from ragsr.training.pairs import SIDE, Pair, PairMaker, load_pair, make_pairs
 from ragsr.training.photos import Photo, degrade, pixels_to_tensor
 from ragsr.training.samples import Batch, Samples, hold_out
@@ -67,11 +64,7 @@ class Settings:
     pairs: int = 0  # to learn from, in the stage `reference`
 
     def rate_at(self, step: int) -> float:
-        """Up along a line, down along half a cosine."""
-        if step < self.warm_up:
-            return self.rate * (step + 1) / self.warm_up
-        progress = (step - self.warm_up) / max(1, self.steps - self.warm_up)
-        return self.rate * 0.5 * (1 + np.cos(np.pi * min(1.0, progress)))
+        return self.rate * share_at(step, self.steps, self.warm_up)
 
 
 class Run:
@@ -127,56 +120,19 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint; nothing half-written is ever seen."""
-        tensors = {f"net.{name}": value.contiguous() for name, value in self.net.state_dict().items()}
-        tensors |= {f"average.{name}": value.contiguous() for name, value in self.average.items()}
-        for name, parameter in self.net.named_parameters():
-            for moment in ("exp_avg", "exp_avg_sq"):
-                if parameter in self.optimiser.state:
-                    kept = self.optimiser.state[parameter][moment]
-                    tensors[f"adam.{moment}.{name}"] = kept.to(torch.bfloat16).contiguous()
-        notes = {"step": str(self.step), "settings": json.dumps(asdict(self.settings))}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=notes)
+        named = dict(self.net.named_parameters())
+        tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        tensors |= moments_of(self.optimiser, named, torch.bfloat16)
+        write_checkpoint(path, tensors, self.settings, step=self.step)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint of a run with the same settings; `InputError` says which differ."""
-        tensors, notes = read_state(path)
-        before, now = json.loads(notes["settings"]), asdict(self.settings)
-        changed = [name for name in now if before.get(name) != now[name]]
-        if changed:
-            told = ", ".join(f"{name} {before.get(name)} there and {now[name]} here" for name in changed)
-            raise InputError(f"{path}: is of another run ({told}); give its options, or another --out")
+        tensors, notes = read_checkpoint(path, self.settings)
         self.step = int(notes["step"])
         load_into(self.net, part(tensors, "net."), str(path))
         self.average = {name: x.to(self.device) for name, x in part(tensors, "average.").items()}
-        for name, parameter in self.net.named_parameters():
-            if f"adam.exp_avg.{name}" in tensors:  # the stage `base` leaves the guide as it is
-                self.optimiser.state[parameter] = {
-                    "step": torch.tensor(float(self.step), device=self.device),
-                    "exp_avg": like(tensors[f"adam.exp_avg.{name}"], parameter),
-                    "exp_avg_sq": like(tensors[f"adam.exp_avg_sq.{name}"], parameter),
-                }
-
-
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a checkpoint, and the notes beside them."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            notes = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise InputError(f"{path}: is damaged ({error}); remove it to begin anew") from error
-    if not {"step", "settings"} <= set(notes):
-        raise InputError(f"{path}: is not the state of a training run; choose another --out")
-    return tensors, notes
-
-
-def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def like(x: Tensor, parameter: Tensor) -> Tensor:
-    return torch.empty_like(parameter).copy_(x)
+        give_moments(self.optimiser, dict(self.net.named_parameters()), tensors, self.step)
 
 
 def distance(restored: Tensor, truth: Tensor) -> Tensor:

@@ -5,12 +5,10 @@ last checkpoint stands, and on the CPU ends with the same bits as one that ran t
 average and the moments of Adam as they are.
 """
 
-import json
-import math
-import os
+from ast import literal_eval
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,17 @@ from torch import Tensor, nn
 
 from ragsr.errors import InputError
 from ragsr.files import replacing
+from ragsr.training.checkpoint import (
+    distributed,
+    give_moments,
+    like,
+    moments_of,
+    part,
+    read_checkpoint,
+    share_at,
+    write_checkpoint,
+)
 from ragsr.training.examples import Batch
-from ragsr.training.refsr import like, part, read_state
 
 CLIP = 1.0  # norm of a gradient
 AVERAGE = 0.999  # decay of the moving average, reached as the run goes on
@@ -50,11 +57,7 @@ class Settings:
     sampling_steps: int = 10  # when the model is used
 
     def rate_at(self, step: int) -> float:
-        """Up along a line, down along half a cosine."""
-        if step < self.warm_up:
-            return self.rate * (step + 1) / self.warm_up
-        progress = (step - self.warm_up) / max(1, self.steps - self.warm_up)
-        return self.rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.rate * share_at(step, self.steps, self.warm_up)
 
 
 class Run:
@@ -65,7 +68,9 @@ class Run:
         self.objective = objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # stubs
         self.learning = {name: x for name, x in objective.named_parameters() if x.requires_grad}
         self.optimiser = torch.optim.AdamW(self.learning.values(), betas=(0.9, 0.99), weight_decay=1e-4)
-        self.model, self.rank, self.main = distributed(self.objective, self.optimiser)
+        self.model, self.rank, self.main = distributed(
+            self.objective, self.optimiser, find_unused_parameters=True
+        )  # a batch may be without references
         self.device = next(iter(self.learning.values())).device  # of several processes, each has its own
         self.average = {name: x.detach().clone() for name, x in self.learning.items()}
 
@@ -133,63 +138,25 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint; nothing half-written is ever seen."""
-        tensors = {f"net.{name}": x.detach() for name, x in self.learning.items()}
+        tensors: dict[str, Tensor] = {f"net.{name}": x for name, x in self.learning.items()}
         tensors |= {f"average.{name}": x for name, x in self.average.items()}
-        for name, parameter in self.learning.items():
-            for moment in ("exp_avg", "exp_avg_sq"):
-                if parameter in self.optimiser.state:
-                    tensors[f"adam.{moment}.{name}"] = self.optimiser.state[parameter][moment]
-        counts = {name: int(self.optimiser.state[x]["step"]) for name, x in self.learning.items() if self._moved(x)}
-        notes = {"step": str(self.step), "settings": json.dumps(asdict(self.settings)), "counts": json.dumps(counts)}
-        with replacing(path) as temporary:
-            save_file({name: x.contiguous() for name, x in tensors.items()}, temporary, metadata=notes)
-
-    def _moved(self, parameter: Tensor) -> bool:
-        return parameter in self.optimiser.state
+        tensors |= moments_of(self.optimiser, self.learning)
+        moved = {name: x for name, x in self.learning.items() if x in self.optimiser.state}
+        counts = {name: int(self.optimiser.state[x]["step"]) for name, x in moved.items()}
+        write_checkpoint(path, tensors, self.settings, step=self.step, counts=counts)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint of a run with the same settings; `InputError` says which differ."""
-        tensors, notes = read_state(path)
-        before, now = json.loads(notes["settings"]), asdict(self.settings)
-        changed = [name for name in now if before.get(name) != now[name]]
-        if changed or "counts" not in notes:
-            told = ", ".join(f"{name} {before.get(name)} there and {now[name]} here" for name in changed)
-            raise InputError(
-                f"{path}: is of another run ({told or 'of another kind'}); give its options or another --out"
-            )
+        tensors, notes = read_checkpoint(path, self.settings)
         weights, average = part(tensors, "net."), part(tensors, "average.")
         if set(weights) != set(self.learning) or any(weights[n].shape != x.shape for n, x in self.learning.items()):
             raise InputError(f"{path}: has other weights than this model; give the --init it was begun with")
         self._take(weights)
         self.average = {name: like(average[name], x) for name, x in self.learning.items()}
-        for name, count in json.loads(notes["counts"]).items():
-            parameter = self.learning[name]
-            self.optimiser.state[parameter] = {
-                "step": torch.tensor(float(count)),
-                "exp_avg": like(tensors[f"adam.exp_avg.{name}"], parameter),
-                "exp_avg_sq": like(tensors[f"adam.exp_avg_sq.{name}"], parameter),
-            }
+        give_moments(self.optimiser, self.learning, tensors, literal_eval(notes["counts"]))
         self.step = int(notes["step"])
 
 
 def seed_of(*numbers: int) -> int:
     """One seed of several numbers, 63 bits."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def distributed(objective: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[nn.Module, int, bool]:
-    """The objective as it is trained, the number of this process, and whether it is the one that writes.
-
-    Several processes (`accelerate launch -m ragsr train ...`) draw batches of their own and share their gradients.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return objective, 0, True
-    try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-    except ImportError:
-        raise InputError('several processes need accelerate: pip install "ragsr[train]"') from None
-    on_cpu = next(objective.parameters()).device.type == "cpu"
-    partly = DistributedDataParallelKwargs(find_unused_parameters=True)  # a batch may be without references
-    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[partly])
-    accelerator.prepare_optimizer(optimiser)
-    return accelerator.prepare_model(objective), accelerator.process_index, accelerator.is_main_process
