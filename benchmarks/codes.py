@@ -2,9 +2,8 @@
 
     python benchmarks/codes.py --data PACK --candidates PHOTOS --json benchmarks/results/codes.json
 
-How well they find is told by `ragsr eval retrieval`. Here: of the first hits of that pack's photos, ranked by the cosine,
-mean and spread of the scores, right and wrong ones apart; and the processor time of one thread to code a picture of
-256 × 256.
+How well they find is told by `ragsr eval retrieval`. Here: the scores of the first hits by cosine, right and wrong ones
+apart; and the processor time of one thread to code a picture of 256 × 256.
 """
 
 import argparse

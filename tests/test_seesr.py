@@ -7,10 +7,11 @@ import diffusers
 import pytest
 import torch
 from golden import golden_inventory, golden_item
+from tiny_hosts import check_recorded_injection
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ragsr.chains import PRESETS, Sources, installed
+from ragsr.chains import PRESETS, installed
 from ragsr.errors import InputError
 from ragsr.hosts import host_of, load_host
 from ragsr.hosts.seesr import QUALITY, SeeSRHost, SeeSRPrompt, Tags
@@ -95,21 +96,10 @@ def test_golden_unet():
 @torch.no_grad()
 def test_golden_injection():
     """18 of 64 attentions: both chains in one batch as recorded, and one after the other, which is the same."""
-    host, gates = Recorded(), {}
+    host = Recorded()
     plan = PRESETS["released-seesr"]
     with installed(host, plan) as state:
-        state.on_gate = lambda name, gate: gates.__setitem__(name, gate)
-        weights = torch.tensor([host.case.config["config"]["s"]])
-        with state.paired(weights):
-            host.case.check("refir.out", host.run())
-        for i in range(3):
-            host.case.check(f"refir.mask.{i}", gates[f"up_blocks.{i + 1}"])
-        with state.recording() as record:
-            source = host.run(rows=slice(1, None, 2))
-        with state.injecting(Sources.join([record], weights)):
-            target = host.run(rows=slice(0, None, 2))
-        host.case.check("refir.out", torch.stack((target, source), dim=1).flatten(0, 1))
-        host.case.check("plain.out", host.run())  # off again
+        check_recorded_injection(host, state, [f"up_blocks.{i + 1}" for i in range(3)])
 
 
 def test_layers_are_those_recorded():

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from golden import golden_cases, golden_inventory, golden_item
+from tiny_hosts import check_recorded_injection
 
-from ragsr.chains import PRESETS, Sources, installed
+from ragsr.chains import PRESETS, installed
 from ragsr.chains.attention import tap_hook
 from ragsr.hosts import supir_sampler as sampling
 from ragsr.hosts.supir import SUPIRHost
@@ -55,24 +56,13 @@ def test_golden_control():
 @torch.no_grad()
 def test_golden_injection():
     """Both chains in one batch as recorded, and one after the other, which is the same."""
-    host, gates = Recorded(), {}
+    host = Recorded()
     host.case.check("plain.out", host.run())
     with installed(host, PRESETS["released-supir"]) as state:
         for i in (6, 7, 8):  # no attention uses these, but they were recorded
             first = host.network.output_blocks[i][0]
             first.register_forward_pre_hook(tap_hook(state, f"output_blocks.{i}.0"), with_kwargs=True)
-        state.on_gate = lambda name, gate: gates.__setitem__(name, gate)
-        weights = torch.tensor([host.case.config["config"]["s"]])
-        with state.paired(weights):
-            host.case.check("refir.out", host.run())
-        for i in range(9):
-            host.case.check(f"refir.mask.{i}", gates[f"output_blocks.{i}.0"])
-        with state.recording() as record:
-            source = host.run(rows=slice(1, None, 2))
-        with state.injecting(Sources.join([record], weights)):
-            target = host.run(rows=slice(0, None, 2))
-        host.case.check("refir.out", torch.stack((target, source), dim=1).flatten(0, 1))
-        host.case.check("plain.out", host.run())  # off again
+        check_recorded_injection(host, state, [f"output_blocks.{i}.0" for i in range(9)])
 
 
 def test_layers_are_those_recorded():

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ragsr.chains import Sources
+
 SIDE = 32  # pixels of the pictures in tests; the auto-encoders here have stride 4
 
 
@@ -150,3 +152,20 @@ def picture(seed: int, height: int = SIDE, width: int = SIDE) -> Tensor:
     """[1, 3, H, W] in [0, 1], smooth."""
     coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+
+
+def check_recorded_injection(host, state, masks):
+    """A host with a recorded `case`: injected in one batch of four, and as two chains, the source's recorded first."""
+    gates = {}
+    state.on_gate = lambda name, gate: gates.__setitem__(name, gate)
+    weights = torch.tensor([host.case.config["config"]["s"]])
+    with state.paired(weights):
+        host.case.check("refir.out", host.run())
+    for i, name in enumerate(masks):
+        host.case.check(f"refir.mask.{i}", gates[name])
+    with state.recording() as record:
+        source = host.run(rows=slice(1, None, 2))
+    with state.injecting(Sources.join([record], weights)):
+        target = host.run(rows=slice(0, None, 2))
+    host.case.check("refir.out", torch.stack((target, source), dim=1).flatten(0, 1))
+    host.case.check("plain.out", host.run())  # off again
