@@ -19,6 +19,7 @@ from ragsr.models.refnet import save_model
 from ragsr.pipelines.restore import load_diffusion
 from ragsr.training import stages
 from ragsr.training.critic import PatchCritic, adversarial
+from ragsr.training.encodings import Encodings, make_encodings
 from ragsr.training.examples import Example, ExampleMaker, Examples, Finder, Mix, make_examples
 from ragsr.training.objectives import AutoencoderObjective, DiffusionObjective, PictureLoss
 from ragsr.training.perceptual import load_perceptual
@@ -126,6 +127,25 @@ def test_shares_of_the_mix(folder, monkeypatch):
         assert {maker.make(number).kind for number in range(3)} == kinds
 
 
+def test_encodings_are_made_once_and_cut_alike(paths, tmp_path):
+    objective = diffusion_objective()
+    made = make_encodings(objective, paths, tmp_path, seed=0, half=False)
+    before = [path.stat().st_mtime_ns for path in made]
+    assert make_encodings(objective, paths, tmp_path, seed=0, half=False) == made
+    assert before == [path.stat().st_mtime_ns for path in made]
+    batches = Encodings(made, 64, 2, seed=0)
+    batch = batches.draw(3)
+    assert torch.equal(batch["truth"], batches.draw(3)["truth"])
+    assert batch["truth"].shape == batch["intermediate"].shape == (2, 3, 64, 64)
+    assert batch["z"].shape == batch["z_low"].shape == batch["z_inter"].shape == (2, 4, 8, 8)
+    for picture, latent in (("truth", "z"), ("intermediate", "z_inter")):
+        own = objective.encode(batch[picture])[..., 3:5, 3:5]  # away from the edges
+        torch.testing.assert_close(own, batch[latent][..., 3:5, 3:5], rtol=0.1, atol=0.05)
+    torch.nn.init.normal_(objective.reference.tail.weight)
+    with pytest.raises(InputError, match="made by another autoencoder or reference stage"):
+        make_encodings(objective, paths, tmp_path, seed=0, half=False)
+
+
 # ------------------------------------------------------------------ objectives
 
 
@@ -136,7 +156,7 @@ def gradients(module):
 def test_the_diffusion_loss_reaches_the_reference_stage_in_joint_alone():
     for joint in (False, True):
         objective = diffusion_objective(joint)
-        final = objective.final_losses(batch := batch_of(), objective.restore(batch), torch.Generator())
+        final = objective.final_losses(objective.encoded(batch_of()), torch.Generator())
         (final["latent"] + final["picture"]).backward()
         assert (gradients(objective.reference) > 0) is joint
         assert gradients(objective.unet) > 0
@@ -162,23 +182,31 @@ def test_a_perfect_denoiser_has_no_loss(predicts, monkeypatch):
     batch, kept = batch_of(), {}
     draw = torch.randn
     monkeypatch.setattr(torch, "randn", lambda *a, **k: kept.setdefault("noise", draw(*a, **k)))
-    clean = objective.encode(2 * batch["truth"] - 1).detach()
-
-    intermediate = objective.restore(batch)
-
+    encoded = objective.encoded(batch)
+    clean, intermediate = encoded["z"], encoded["intermediate"]
     objective.detail_scale = 3.0
 
     def perfect(*_):
-        difference = 3 * (clean - objective.encode(intermediate))
+        difference = 3 * (clean - encoded["z_inter"])
         return type("Out", (), {"sample": difference if predicts == "x0" else kept["noise"]})
 
     monkeypatch.setattr(type(objective.unet), "forward", perfect)
     seen = []
     objective.picture_loss.forward = lambda made, truth: seen.append(made) or (made - truth).abs().mean((1, 2, 3))
-    losses = objective.final_losses(batch, intermediate, torch.Generator().manual_seed(3))
+    losses = objective.final_losses(encoded, torch.Generator().manual_seed(3))
     assert losses["latent"] < 1e-12
     expected = intermediate + objective.decode(clean) - objective.decode(objective.encode(intermediate))
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=2e-3)
+
+
+def test_without_the_picture_nothing_is_decoded():
+    objective = diffusion_objective()
+    encoded = objective.encoded(batch_of())
+    whole = objective(encoded, torch.Generator().manual_seed(0))
+    objective.picture, objective.decode = 0, None
+    latent = objective(encoded, torch.Generator().manual_seed(0))
+    assert latent.keys() == {"loss", "latent"}
+    assert latent["loss"] == latent["latent"] == whole["latent"]
 
 
 def test_the_critic_and_the_picture_learn_against_each_other():

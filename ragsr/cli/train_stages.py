@@ -18,8 +18,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--reference", metavar="NAME|DIR", help="the reference stage; default: that of --init, or refnet"
     )
+    group.add_argument(
+        "--autoencoder", metavar="DIR", type=Path, help="begin with this published one: *_encoder.pth, *_decoder.pth"
+    )
     group.add_argument("--predicts", choices=("x0", "noise"), default="x0", help="clean latent or noise (%(default)s)")
     group.add_argument("--alpha", metavar="A", type=float, default=1.0, help="of the diffusion loss (%(default)s)")
+    group.add_argument(
+        "--picture-share",
+        dest="picture",
+        metavar="P",
+        type=float,
+        default=1.0,
+        help="of the picture in the diffusion loss; 0: latents alone, several times as fast (%(default)s)",
+    )
     group.add_argument("--perceptual", metavar="FILE|DIR", type=Path, help="VGG weights, or a model of train hash")
     group.add_argument("--perceptual-share", metavar="P", type=float, default=0.5, help="of its loss (%(default)s)")
     group.add_argument(
@@ -48,12 +59,14 @@ def run(args: argparse.Namespace) -> int:
     photos = find_photos(args.data)
     settings = Settings(
         **{name: getattr(args, name) for name in ("stage", "steps", "size", "batch", "accumulate", "side", "seed")},
-        **{name: getattr(args, name) for name in ("precision", "predicts", "alpha", "gan", "sampling_steps")},
+        **{
+            name: getattr(args, name) for name in ("precision", "predicts", "alpha", "picture", "gan", "sampling_steps")
+        },
         rate=args.rate or RATE,
         warm_up=max(1, min(WARM_UP, args.steps // 20)),
         perceptual=args.perceptual_share if args.perceptual else 0.0,
     )
-    begin = Begin(Path(args.init) if args.init else None, args.reference, args.perceptual)
+    begin = Begin(Path(args.init) if args.init else None, args.reference, args.perceptual, args.autoencoder)
     mix = Mix(args.degradation, args.retrieved, args.random, args.encoder, args.seed)
     reached = train(settings, photos, args.out, begin, mix, args.pairs, find_device(args.device))
     if not reached:  # another process tells
@@ -76,8 +89,10 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(
             f"--retrieved {args.retrieved} and --random {args.random} are shares: none below 0, together at most 1"
         )
-    if min(args.alpha, args.perceptual_share, args.gan) < 0:
-        raise InputError("--alpha, --perceptual-share and --gan must not be negative")
+    if min(args.alpha, args.picture, args.perceptual_share, args.gan) < 0:
+        raise InputError("--alpha, --picture-share, --perceptual-share and --gan must not be negative")
+    if args.init is not None and args.autoencoder is not None:
+        raise InputError("--init has an autoencoder of its own; leave out --autoencoder")
     if args.stage != "autoencoder" and args.init is None:
         raise InputError(f"stage {args.stage} needs --init, the folder model/ of a run of --stage autoencoder")
 

@@ -30,6 +30,7 @@ from ragsr.colour import check_match_colour, match_colour
 from ragsr.errors import InputError
 from ragsr.models.sft_unet import SFTUNet
 from ragsr.models.structure import StructureEncoder
+from ragsr.models.tiny_autoencoder import TinyAutoencoder
 from ragsr.models.wrapping import WrappingAutoencoder
 from ragsr.tiling import Tile, plan_tiles, reflect_to
 
@@ -50,7 +51,7 @@ class DiffusionStage(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | TinyAutoencoder,
         unet: SFTUNet,
         structure: StructureEncoder,
         scheduler: SchedulerMixin,

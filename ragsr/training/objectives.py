@@ -10,7 +10,8 @@ autoencoder, whose weights stand still, and through the sum that makes the pictu
 
 To each the adversarial loss (`ragsr.training.critic`) may be added, in a share that is 0 by default.
 
-The picture counts by ᾱ of its timestep: at strong noise the clean latent is a guess, and the mean of many.
+Where noise is predicted the picture counts by ᾱ of its timestep, since the clean latent that follows from the noise is
+far off where that is strong. Where the clean latent is predicted it counts alike at every timestep.
 
 Source: iRAG, Sec. 3.3.2, Eq. 6 and 7; J. Ho et al., Denoising Diffusion Probabilistic Models, NeurIPS 2020, Eq. 14; for
 the clean latent as target: Salimans and Ho, Progressive Distillation, ICLR 2022, Sec. 4.
@@ -86,27 +87,38 @@ class DiffusionObjective(nn.Module):
         alpha: float,
         picture_loss: PictureLoss,
         gan: float = 0.0,
+        picture: float = 1.0,
     ) -> None:
         super().__init__()
-        self.critic, self.gan = make_critic(gan), gan
+        self.critic, self.gan = make_critic(gan if picture else 0), gan
         self.unet, self.structure = stage.unet.requires_grad_(True), stage.structure.requires_grad_(True)
         self.vae, self.reference = stage.vae.requires_grad_(False), reference.requires_grad_(joint)
         self.picture_loss = picture_loss.requires_grad_(False)
-        self.joint, self.alpha = joint, alpha
+        self.joint, self.alpha, self.picture = joint, alpha, picture
         self.scaling: float = stage.vae.config.scaling_factor
         self.predicts_noise = stage.scheduler.config.prediction_type == "epsilon"
         self.detail_scale: float = stage.config.detail_scale
         self.register_buffer("alphas", stage.scheduler.alphas_cumprod.clone(), persistent=False)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
-        intermediate = self.restore(batch)
-        final = self.final_losses(batch, intermediate, generator)
-        loss = final["latent"] + final["picture"]
-        critic = final.get("critic", loss.new_zeros(()))  # learns by itself, whatever α is
+        encoded = batch if "z" in batch else self.encoded(batch)
+        final = self.final_losses(encoded, generator)
+        loss = final["latent"] + self.picture * final.get("picture", 0)
+        critic = final.get("critic", 0)  # learns by itself, whatever α is
         if not self.joint:
             return {"loss": loss + critic, **final}
-        own = (intermediate - signed(batch["truth"])).abs().mean()
+        own = (encoded["intermediate"] - encoded["truth"]).abs().mean()
         return {"loss": own + self.alpha * loss + critic, "restored": own, **final}
+
+    def encoded(self, batch: Batch) -> Batch:
+        """A batch as this loss takes it: `truth` and `intermediate` in [-1, 1], and `z`, `z_low`, `z_inter`, scaled."""
+        truth, intermediate = signed(batch["truth"]), self.restore(batch)
+        latents = {
+            "z": self.encode(truth).detach(),
+            "z_low": self.encode(signed(enlarged_photo(batch["low"], truth))).detach(),
+            "z_inter": self.encode(intermediate),
+        }
+        return {"truth": truth, "intermediate": intermediate, **latents}
 
     def restore(self, batch: Batch) -> Tensor:
         """The intermediate result [B, 3, S, S] in [-1, 1]."""
@@ -115,11 +127,10 @@ class DiffusionObjective(nn.Module):
         with torch.set_grad_enabled(self.joint and torch.is_grad_enabled()):
             return signed(self.reference(low, enlarge_low(low), clues)[0].float())
 
-    def final_losses(self, batch: Batch, intermediate: Tensor, generator: torch.Generator) -> Losses:
+    def final_losses(self, encoded: Batch, generator: torch.Generator) -> Losses:
         """The two parts of L_final at timesteps drawn for this batch."""
-        truth = signed(batch["truth"])
-        z, z_low = self.encode(truth).detach(), self.encode(signed(enlarged_photo(batch["low"], truth))).detach()
-        z_inter = self.encode(intermediate)
+        truth, intermediate = encoded["truth"], encoded["intermediate"]
+        z, z_low, z_inter = (encoded[name] for name in ("z", "z_low", "z_inter"))
         t = torch.randint(len(self.alphas), (len(z),), generator=generator).to(z.device)
         noise = torch.randn(z.shape, generator=generator).to(z.device)
         alpha = self.alphas[t].view(-1, 1, 1, 1)
@@ -128,16 +139,18 @@ class DiffusionObjective(nn.Module):
 
         text = z.new_zeros(len(z), 1, self.unet.config.cross_attention_dim)
         predicted = self.unet(x, t, text, self.structure([z_low, z_inter], t)).sample.float()
-        target = noise if self.predicts_noise else detail
-        clean = (x - (1 - alpha).sqrt() * predicted) / alpha.sqrt() if self.predicts_noise else predicted
+        losses = {"latent": F.mse_loss(predicted, noise if self.predicts_noise else detail)}
+        if not self.picture:
+            return losses
 
+        clean = (x - (1 - alpha).sqrt() * predicted) / alpha.sqrt() if self.predicts_noise else predicted
         picture = intermediate + self.decode(z_inter + clean / self.detail_scale) - self.decode(z_inter)
-        losses = {"latent": F.mse_loss(predicted, target)}
         of_picture = self.picture_loss(picture, truth)
         if self.critic is not None:
             for_made, losses["critic"] = adversarial(self.critic, picture, truth)
             of_picture = of_picture + self.gan * for_made
-        return losses | {"picture": (self.alphas[t] * of_picture).mean()}
+        weight = self.alphas[t] if self.predicts_noise else torch.ones_like(self.alphas[t])
+        return losses | {"picture": (weight * of_picture).mean()}
 
     def encode(self, image: Tensor) -> Tensor:
         latent: Tensor = self.vae.encode(image).latent_dist.mean.float()

@@ -52,6 +52,7 @@ class Settings:
     precision: str = "fp32"  # or bf16, under autocast
     predicts: str = "x0"  # or noise
     alpha: float = 1.0  # of L_final, in `joint`
+    picture: float = 1.0  # share of the picture in L_final; at 0 nothing is decoded
     perceptual: float = 0.0  # share of the perceptual distance
     gan: float = 0.0  # share of the adversarial loss
     sampling_steps: int = 10  # when the model is used

@@ -1,21 +1,24 @@
 """The diffusion stages that can be trained from nothing, by size.
 
-    small   about 13 million weights, 26 MB in fp16; ten steps at 512² are to take seconds on a CPU
+    small   12.5 million weights, 25 MB in fp16; ten steps at 512² take seconds on a CPU
     tiny    for tests: it learns little
 
-Both halve the image's sides three times. `small` keeps more channels than Stable Diffusion, since little detail may be
-lost, and the result adds detail to the intermediate image (`DiffusionStage.adds_detail`), so that what the autoencoder
-loses is not missing in it. Self-attention is where it is cheap, on the two middle levels of the U-Net, and so also in
-its decoder.
+Both halve the image's sides three times. `small` keeps eight times the channels of Stable Diffusion, since little
+detail may be lost, and the result adds detail to the intermediate image (`DiffusionStage.adds_detail`), so that what
+the autoencoder loses is not missing in it. Self-attention is where it is cheap, on the two middle levels of the U-Net,
+and so also in its decoder.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import DDIMScheduler
 
+from ragsr.errors import InputError
 from ragsr.models.sft_unet import SFTUNet
 from ragsr.models.structure import StructureEncoder
+from ragsr.models.tiny_autoencoder import TinyAutoencoder, load_published
 from ragsr.pipelines.diffusion import DiffusionStage
 
 SCHEDULE = {
@@ -27,16 +30,16 @@ SCHEDULE = {
 }
 SIZES: dict[str, dict[str, Any]] = {
     "small": {
-        "vae": (48, 64, 80, 96),
-        "latent": 16,
-        "unet": (64, 96, 96, 128),
+        "vae": 64,
+        "latent": 32,
+        "unet": (64, 96, 96, 96),
         "layers": 1,
         "condition": 32,
-        "structure": (1, 2, 2, 3),
+        "structure": (1, 2, 2, 2),
         "head": 32,
     },
     "tiny": {
-        "vae": (32, 32, 32, 32),
+        "vae": 16,
         "latent": 4,
         "unet": (32, 32, 64, 64),
         "layers": 1,
@@ -48,12 +51,15 @@ SIZES: dict[str, dict[str, Any]] = {
 TEXT = 8  # width of the text embedding that the U-Net is given, of zeros: it learns without text
 
 
-def make_stage(size: str, predicts: str = "x0", seed: int = 0) -> DiffusionStage:
-    """A stage of that size with random weights; `predicts` is "x0" or "noise"."""
+def make_stage(size: str, predicts: str = "x0", seed: int = 0, autoencoder: Path | None = None) -> DiffusionStage:
+    """A stage of that size with random weights; `predicts` is "x0" or "noise".
+
+    `autoencoder`: the folder of a published one, see `load_published`; its latents must have the channels of the size.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         stage = DiffusionStage(
-            vae=make_vae(SIZES[size]),
+            vae=make_vae(SIZES[size], autoencoder),
             unet=make_unet(SIZES[size]),
             structure=make_structure(SIZES[size]),
             scheduler=make_scheduler(predicts),
@@ -68,16 +74,16 @@ def make_scheduler(predicts: str) -> DDIMScheduler:
     return DDIMScheduler(**SCHEDULE, prediction_type={"x0": "sample", "noise": "epsilon"}[predicts])
 
 
-def make_vae(size: dict[str, Any]) -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=size["vae"],
-        layers_per_block=size["layers"],
-        latent_channels=size["latent"],
-        norm_num_groups=16,
-        scaling_factor=1.0,  # measured when it has been trained
-    )
+def make_vae(size: dict[str, Any], published: Path | None) -> TinyAutoencoder:
+    if published is None:
+        return TinyAutoencoder(size["latent"], size["vae"])
+    vae = load_published(published)
+    if vae.config.latent_channels != size["latent"]:
+        raise InputError(
+            f"{published}: its latents have {vae.config.latent_channels} channels, and those of this size "
+            f"{size['latent']}; choose another --size, or another autoencoder"
+        )
+    return vae
 
 
 def make_unet(size: dict[str, Any]) -> SFTUNet:

@@ -32,12 +32,14 @@ class Begin:
     init: Path | None = None  # the folder of a model with a diffusion stage
     reference: str | None = None  # refnet or a folder of one; default: that of `init`
     perceptual: Path | None = None  # a network for the perceptual distance
+    autoencoder: Path | None = None  # the folder of a published one, where there is no `init`
 
 
-def initial_stage(settings: Settings, init: Path | None) -> DiffusionStage:
+def initial_stage(settings: Settings, begin: Begin) -> DiffusionStage:
     """Of random weights, or as a folder holds it."""
+    init = begin.init
     if init is None:
-        return make_stage(settings.size, settings.predicts, settings.seed)
+        return make_stage(settings.size, settings.predicts, settings.seed, begin.autoencoder)
     if not (init / STAGES).is_file():
         raise InputError(f"{init}: holds no {STAGES}; name the folder model/ of a run of --stage autoencoder")
     return load_diffusion(init, torch.device("cpu"))

@@ -7,6 +7,7 @@ A run keeps in its folder:
     log.csv, curve.png   losses and validation over the steps
     validation.png       held-out photos as they are restored
     examples/            crops with registered references, which take longer to make than to learn from
+    encodings/           these as the stage `diffusion` sees them
 """
 
 import csv
@@ -29,6 +30,7 @@ from ragsr.models.refnet import RefNet
 from ragsr.models.resample import resize
 from ragsr.sheet import Cell, contact_sheet
 from ragsr.training.card import write_card
+from ragsr.training.encodings import Encodings, make_encodings
 from ragsr.training.examples import Batch, Example, Examples, Mix, load_example, make_examples
 from ragsr.training.objectives import AutoencoderObjective, DiffusionObjective, PictureLoss, enlarged_photo, signed
 from ragsr.training.perceptual import load_perceptual
@@ -43,7 +45,7 @@ STATE = "state.safetensors"
 HELD_OUT = 12  # scenes that validate
 CHECKS = 12  # examples made of them
 SHOWN = 6  # of those in the picture
-CHECK_EVERY = 200  # steps
+CHECK_EVERY = 500  # steps
 LATENTS = 8  # crops by which the spread of the latent is measured
 
 
@@ -69,7 +71,7 @@ def train(
     if settings.stage == "autoencoder":
         teacher = AutoencoderTraining(settings, seen, held, begin, picture_loss)
     else:
-        teacher = DiffusionTraining(settings, seen, held, begin, picture_loss, mix, examples, out)
+        teacher = DiffusionTraining(settings, seen, held, begin, picture_loss, mix, examples, out, place)
     run = Run(settings, teacher.objective, place, out)
     if (out / STATE).exists():
         run.resume(out / STATE)
@@ -126,7 +128,7 @@ class AutoencoderTraining:
     ) -> None:
         self.settings = settings
         self.facts: dict[str, object] = {}
-        self.stage = initial_stage(settings, begin.init)
+        self.stage = initial_stage(settings, begin)
         self.reference = RefNet.load(reference_of(begin))
         self.objective = AutoencoderObjective(self.stage, picture_loss, settings.gan)
         self.crops, checks = Crops(seen, settings.side), Crops(held, settings.side)
@@ -170,37 +172,47 @@ class DiffusionTraining:
         mix: Mix,
         examples: int,
         out: Path,
+        device: torch.device,
     ) -> None:
         if begin.init is None:
             raise InputError(f"stage {settings.stage} needs --init, the model folder of a run of stage autoencoder")
         self.settings = settings
         self.facts: dict[str, object] = {"examples": examples, "mix": asdict(mix)}
-        self.stage = initial_stage(settings, begin.init)
+        self.stage = initial_stage(settings, begin)
         self.stage.scheduler = make_scheduler(settings.predicts)
         self.reference = RefNet.load(reference_of(begin))
         checks = make_examples(held, mix, CHECKS, out / "examples" / "validation")
         self.checks = [load_example(path) for path in checks]
         paths = make_examples(seen, mix, examples, out / "examples")
-        self.examples = Examples(paths, settings.side, settings.batch, settings.seed)
-        joint, loss = settings.stage == "joint", picture_loss
+        self.objective = DiffusionObjective(
+            self.stage,
+            self.reference.net,
+            settings.stage == "joint",
+            settings.alpha,
+            picture_loss,
+            settings.gan,
+            settings.picture,
+        ).to(device)
+        self.batches: Examples | Encodings
+        if settings.stage == "joint":
+            self.batches = Examples(paths, settings.side, settings.batch, settings.seed)
+        else:  # encoder and reference stage stand still
+            half = settings.precision == "bf16"
+            paths = make_encodings(self.objective, paths, out / "encodings", settings.seed, half)
+            self.batches = Encodings(paths, settings.side, settings.batch, settings.seed)
         if self.stage.config.detail_scale == 1:  # an autoencoder that has seen no reference stage
-            self.stage.register_to_config(detail_scale=self.detail_scale())
-        self.objective = DiffusionObjective(self.stage, self.reference.net, joint, settings.alpha, loss, settings.gan)
+            self.objective.detail_scale = self.detail_scale(device)
+            self.stage.register_to_config(detail_scale=self.objective.detail_scale)
 
     @torch.no_grad()
-    def detail_scale(self) -> float:
+    def detail_scale(self, device: torch.device) -> float:
         """What brings the difference between the latents of truth and intermediate result to a deviation of one."""
-        vae, differences = self.stage.vae, []
-        for number in range(LATENTS):
-            batch = self.examples.draw(0, number)
-            clues = (batch["clues"],) if "clues" in batch else ()
-            made = self.reference.net(batch["low"], enlarge_low(batch["low"]), clues)[0]
-            z, z_inter = (vae.encode(signed(x)).latent_dist.mean for x in (batch["truth"], made))
-            differences.append((z - z_inter) * vae.config.scaling_factor)
-        return float(1 / torch.cat(differences).std().clamp(min=1e-6))
+        drawn = [{name: x.to(device) for name, x in self.draw(0, number).items()} for number in range(LATENTS)]
+        encoded = [batch if "z" in batch else self.objective.encoded(batch) for batch in drawn]
+        return float(1 / torch.cat([one["z"] - one["z_inter"] for one in encoded]).std().clamp(min=1e-6))
 
     def draw(self, *number: int) -> Batch:
-        return self.examples.draw(*number)
+        return self.batches.draw(*number)
 
     def measure(self) -> None:
         """Nothing: the autoencoder's latents were measured when it learned."""
