@@ -103,7 +103,7 @@ def test_odd_sizes(size):
         ({"pipeline": "refir", "speed": 2}, "refir has no option 'speed'; it has: preset, mode"),
         ({"steps": 20}, "quality faithful has none"),
         ({"pipeline": "magic"}, "no pipeline 'magic'; there are: refsr, refir"),
-        ({"quality": "rich"}, "the model refnet has no rich mode"),
+        ({"quality": "rich", "model": "transfer"}, "the model transfer has no rich mode"),
         ({"quality": "best"}, "faithful or rich"),
         ({"tile": 5}, "tile is 5"),
         ({"device": "abacus"}, "no device 'abacus'; use cpu or cuda"),

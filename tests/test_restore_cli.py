@@ -146,7 +146,7 @@ def test_a_write_that_fails_leaves_nothing(folder, monkeypatch, capsys):
         (["low", "--no-reference", "--scale", "3"], "use scale 4"),
         (["low", "--no-reference", "--tile", "7"], "tile is '7'"),
         (["low", "--no-reference", "--pipeline", "refir"], "refir restores with a diffusion model"),
-        (["low", "--no-reference", "--quality", "rich"], "has no rich mode"),
+        (["low", "--no-reference", "--model", "transfer", "--quality", "rich"], "has no rich mode"),
     ],
 )
 def test_bad_input(folder, capsys, arguments, message):

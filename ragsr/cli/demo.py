@@ -36,7 +36,8 @@ def add_parser(commands: Any) -> None:
         "demo",
         help="run the whole path on photos that ship with scikit-image",
         description="Degrade a photo by 4, find its reference by hash in a gallery of thirteen photos, restore it with "
-        "and without that reference, and write one picture (demo.png), a table (demo.json) and the gallery.",
+        "and without that reference, and write one picture (demo.png), a table (demo.json) and the gallery. Where "
+        "diffusers is installed, the photo is also restored with --quality rich.",
         epilog="example: ragsr demo -o out/demo",
     )
     parser.add_argument(
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     folder = photo_folder()
     truth = cropped(folder / PHOTO)
     low = truth.resize((truth.width // SCALE, truth.height // SCALE), BICUBIC)
-    ranks, restored = restore_both(low, folder, args.output)
+    ranks, restored = restore_all(low, folder, args.output)
     results = {
         "photo": PHOTO,
         "scale": SCALE,
@@ -98,8 +99,10 @@ def cropped(path: Path) -> "Image.Image":
     return image.crop((0, 0, image.width // SCALE * SCALE, image.height // SCALE * SCALE))
 
 
-def restore_both(low: "Image.Image", folder: Path, output: Path) -> tuple[list[str], dict[str, "Restored"]]:
+def restore_all(low: "Image.Image", folder: Path, output: Path) -> tuple[list[str], dict[str, "Restored"]]:
     """The gallery's photos in the order of the search, and the photo restored without and with the nearest one."""
+    from importlib.util import find_spec
+
     from ragsr.gallery import Gallery
     from ragsr.pipelines import restore
 
@@ -108,10 +111,13 @@ def restore_both(low: "Image.Image", folder: Path, output: Path) -> tuple[list[s
     with Gallery.open(output / "gallery") if there else Gallery.create(output / "gallery") as gallery:
         gallery.add([folder / name for name in (TRUE_REFERENCE, *OTHERS)])
         ranks = [hit.path.name for hit in gallery.search(low, len(gallery))]
-        return ranks, {
+        restored = {
             "no reference": restore(low, scale=SCALE),
             "reference": restore(low, gallery=gallery, scale=SCALE),
         }
+        if find_spec("diffusers"):
+            restored["reference, rich"] = restore(low, gallery=gallery, scale=SCALE, quality="rich")
+        return ranks, restored
 
 
 def scores(low: "Image.Image", truth: "Image.Image", restored: dict[str, "Restored"]) -> list[dict[str, Any]]:
@@ -146,11 +152,15 @@ def sheet(
     decibel = {row["method"]: f"{row['psnr']:.2f} dB" for row in results["rows"]}
     hit = restored["reference"].references[0]
     assert hit.path is not None  # it comes from a gallery
+    rich = [
+        (restored[name].image, f"restored, {name}\n{decibel[name]}") for name in restored if name.endswith("rich")
+    ]
     cells = [
         (low.resize(truth.size, NEAREST), f"low quality\n{low.width} x {low.height}"),
         (low.resize(truth.size, BICUBIC), f"bicubic\n{decibel['bicubic']}"),
         (restored["no reference"].image, f"restored without reference\n{decibel['no reference']}"),
         (restored["reference"].image, f"restored with the reference found\n{decibel['reference']}"),
+        *rich,
         (truth, "ground truth"),
         (load_image(hit.path), f"the reference: {hit.path.name}\ndistance {hit.distance} of 64, score {hit.score:.2f}"),
     ]
@@ -165,8 +175,8 @@ def close_up(picture: "Image.Image") -> "Image.Image":
 
 def table(results: dict[str, Any]) -> str:
     rank, count = results["rank_of_true_reference"], len(results["gallery"])
-    lines = [f"{'method':<14} {'PSNR':>9} {'SSIM':>7}   milliseconds (PSNR and SSIM: preset refir)"]
+    lines = [f"{'method':<15} {'PSNR':>9} {'SSIM':>7}   milliseconds (PSNR and SSIM: preset refir)"]
     for row in results["rows"]:
         stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in row["milliseconds"].items())
-        lines.append(f"{row['method']:<14} {row['psnr']:>6.2f} dB {row['ssim']:>7.4f}   {stages}")
+        lines.append(f"{row['method']:<15} {row['psnr']:>6.2f} dB {row['ssim']:>7.4f}   {stages}")
     return "\n".join([*lines, f"the true reference, {results['true_reference']}, was found at rank {rank} of {count}"])

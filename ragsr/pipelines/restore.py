@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # diffusers takes seconds to import, and few need it
 Photo = str | Path | Image.Image
 STAGES, REFERENCE = "model_index.json", "reference"  # what a folder with a diffusion stage holds
 STEPS = 10  # of the diffusion, where the model does not say
+RICH = Path(__file__).parent.parent / "assets" / "rich"  # the diffusion stage that ships, for `DEFAULT`
 
 
 def restore(
@@ -56,8 +57,9 @@ def restore(
     pipeline    "refsr", or "refir": a diffusion model that looks at the references while it denoises
     model       refsr: "refnet", "transfer", the folder of a trained model, or the file of a TTSR checkpoint;
                 refir: the folder, file or hub name of a diffusion model that `ragsr.hosts` knows
-    quality     of refsr: "faithful" keeps to what is in the photo and its references; "rich" may add detail: it needs
-                the folder of a model with a diffusion stage, as `ragsr train refsr --stage diffusion` writes it
+    quality     of refsr: "faithful" keeps to what is in the photo and its references; "rich" may add detail: by the
+                diffusion stage that ships with refnet, or by that of a model's folder, as
+                `ragsr train refsr --stage diffusion` writes it. It needs diffusers
     scale       how many times larger the result is on each side
     steps       of the diffusion, for "rich" and refir; None: as many as the model was made for
     tile        "auto", or the side of the tiles in pixels of the photo: smaller needs less memory
@@ -104,13 +106,15 @@ def load_pipeline(
         raise InputError("steps are of a diffusion, and quality faithful has none; leave them out, or ask for rich")
     if steps is not None and not 1 <= steps <= 1000:
         raise InputError(f"steps is {steps}; it must lie between 1 and 1000")
-    folder, place = Path(model), find_device(device)
+    folder, place = RICH if model == DEFAULT and quality == "rich" else Path(model), find_device(device)
     has_diffusion = (folder / STAGES).is_file()
     loaded = load_model(reference_stage(folder) if has_diffusion else model, scale)
     if quality == "faithful":
         return RefSRPipeline(loaded, place, tile, seed)
     if not has_diffusion:
-        raise InputError(f"the model {loaded.name} has no rich mode; it comes with diffusion models")
+        raise InputError(
+            f"the model {loaded.name} has no rich mode; use {DEFAULT}, or the folder of a model with a diffusion stage"
+        )
     return RefSRPipeline(loaded, place, tile, seed, load_diffusion(folder, place), steps or usual_steps(folder))
 
 

@@ -7,6 +7,7 @@
 
 In `diffusion` the reference stage is left as it is. In `joint` the gradient of L_final reaches it, through the
 autoencoder, whose weights stand still, and through the sum that makes the picture: that is what gives α a meaning.
+At α = 0 the reference stage learns alone, by the loss that `--stage reference` has.
 
 To each the adversarial loss (`ragsr.training.critic`) may be added, in a share that is 0 by default.
 
@@ -27,6 +28,7 @@ from ragsr.models.resample import resize
 from ragsr.pipelines.diffusion import DiffusionStage
 from ragsr.training.critic import PatchCritic, adversarial
 from ragsr.training.examples import Batch
+from ragsr.training.refsr import distance
 
 Losses = dict[str, Tensor]  # "loss" is the whole; the others are told in the log
 KL_SHARE = 1e-6
@@ -101,6 +103,9 @@ class DiffusionObjective(nn.Module):
         self.register_buffer("alphas", stage.scheduler.alphas_cumprod.clone(), persistent=False)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
+        if self.joint and not self.alpha:
+            own = distance((self.restore(batch) + 1) / 2, batch["truth"])
+            return {"loss": own, "restored": own}
         encoded = batch if "z" in batch else self.encoded(batch)
         final = self.final_losses(encoded, generator)
         loss = final["latent"] + self.picture * final.get("picture", 0)
