@@ -105,6 +105,7 @@ def restore_all(low: "Image.Image", folder: Path, output: Path) -> tuple[list[st
 
     from ragsr.gallery import Gallery
     from ragsr.pipelines import restore
+    from ragsr.pipelines.restore import RICH
 
     output.mkdir(parents=True, exist_ok=True)
     there = Gallery.is_at(output / "gallery")
@@ -115,7 +116,7 @@ def restore_all(low: "Image.Image", folder: Path, output: Path) -> tuple[list[st
             "no reference": restore(low, scale=SCALE),
             "reference": restore(low, gallery=gallery, scale=SCALE),
         }
-        if find_spec("diffusers"):
+        if find_spec("diffusers") and RICH.is_dir():
             restored["reference, rich"] = restore(low, gallery=gallery, scale=SCALE, quality="rich")
         return ranks, restored
 
