@@ -153,9 +153,7 @@ def sheet(
     decibel = {row["method"]: f"{row['psnr']:.2f} dB" for row in results["rows"]}
     hit = restored["reference"].references[0]
     assert hit.path is not None  # it comes from a gallery
-    rich = [
-        (restored[name].image, f"restored, {name}\n{decibel[name]}") for name in restored if name.endswith("rich")
-    ]
+    rich = [(restored[name].image, f"restored, {name}\n{decibel[name]}") for name in restored if name.endswith("rich")]
     cells = [
         (low.resize(truth.size, NEAREST), f"low quality\n{low.width} x {low.height}"),
         (low.resize(truth.size, BICUBIC), f"bicubic\n{decibel['bicubic']}"),
