@@ -174,7 +174,7 @@ def real(args: argparse.Namespace) -> tuple[ReFIRPipeline, list[Scene], dict[str
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if device == "cuda" else torch.float32
     files = {name: getattr(args, name) for name in ("base", "config", "controlnet") if getattr(args, name)}
-    pipe = ReFIRPipeline.from_pretrained(args.model, torch_dtype=dtype, **files).to(device)
+    pipe = ReFIRPipeline.from_pretrained(args.model, dtype=dtype, **files).to(device)
     settings = {"prompt": args.prompt, "num_inference_steps": args.steps}
     return pipe, scenes, {name: value for name, value in settings.items() if value is not None}
 

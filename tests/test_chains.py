@@ -43,7 +43,8 @@ def test_presets():
 def test_every_run_injects(steps):
     for plan in (PRESETS["paper"], ChainPlan(steps=(0.95, 1.0)), ChainPlan(steps=(0.2, 0.21))):
         injected = [i for i in range(steps) if plan.injects(i, steps)]
-        assert injected == [*range(plan.first_step(steps), injected[-1] + 1)]
+        assert injected
+        assert injected == [*plan.injected(steps)]
 
 
 @pytest.mark.parametrize(
@@ -192,6 +193,11 @@ def test_a_cache_keeps_what_it_can_use():
     cache.put("two", 1, record_of(0, count=1000))
     assert cache.get("two", 1, cpu) is None
     assert cache.get("two", 0, cpu) is not None
+    cache.put("two", 1, record_of(0), record_of(0), record_of(0))  # of one pass: three and the one there are too many
+    assert cache.get("two", 1, cpu) is None
+    cache.put("two", 1, record_of(5), record_of(6))
+    assert [cache.get("two", step, cpu).keys["attn1"][0] for step in (0, 1, 2)] == [0, 5, 6]
+    cache.put("three", 0, record_of(0))
     assert "1 hits" not in repr(cache)
     assert cache.places[1].used == 400
     cache.clear()

@@ -38,8 +38,9 @@ def test_attention_page():
     assert h.grad.isfinite().all()
 
 
-def test_refir_page():
-    names = names_of("refir.md", 5)
+def test_refir_page(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    names = names_of("refir.md", 6)
     picture, again, plain, quick = names["picture"], names["again"], names["plain"], names["quick"].images[0]
     assert picture.size == (64, 64)
     assert picture.tobytes() == again.tobytes()
@@ -52,4 +53,9 @@ def test_refir_page():
     assert [gate.shape for gate in names["stages"].values()] == [(1, 32, 32)]
     assert names["sheet"].width > 640
     assert names["shares"] == [0.25, 0.25]
+    boxes, weights = zip(*names["used"], strict=True)
+    assert (boxes[0], boxes[-1]) == ((0, 0, 34, 34), (30, 30, 64, 64))
+    assert {len(each) for each in weights} == {1}
+    assert 0 < max(each[0] for each in weights) <= 0.5
+    names["gallery"].close()
     assert names["fallback"].generates

@@ -1,5 +1,6 @@
 """ReFIR on tiny random models of every kind: what is injected, what never changes, what is computed how often."""
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from ragsr.chains.cache import Memory
 from ragsr.errors import InputError
 from ragsr.gallery import Gallery
 from ragsr.hosts import host_of, load_host
+from ragsr.hosts.common import dtype_option
 from ragsr.hosts.loading import FIRST, POOLED, TEXT, single_file_class
 from ragsr.image import tensor_to_image
 from ragsr.pipelines.refir import ReFIRPipeline
@@ -21,6 +23,10 @@ from ragsr.pipelines.refir_memory import estimate_memory, fitting_tile, record_b
 
 STEPS = 3
 PLAN = ChainPlan(steps=(0.5, 1.0), scale=1.0)  # injects in 2 of 3 steps
+SCHEDULERS = (  # all that diffusers says are compatible, but for one that needs another package
+    "DDIM", "DDPM", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerAncestralDiscrete",
+    "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LMSDiscrete", "PNDM", "UniPCMultistep",
+)  # fmt: skip
 
 
 def refir(kind: str, cache: ReferenceCache | None = None) -> ReFIRPipeline:
@@ -251,20 +257,109 @@ def test_without_references_it_is_what_diffusers_does(scheduler):
     assert torch.equal(noised, sampler.model_input(started, 0, seed))
 
 
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_image_1_equals_image_2(scheduler):
+    """Nothing of a run is left in the scheduler, of which multistep ones keep the last predictions."""
+    import diffusers
+
+    made = pipe("sd15")
+    made.scheduler = getattr(diffusers, f"{scheduler}Scheduler").from_config(made.scheduler.config)
+    before = repr(vars(made.scheduler))
+    pipeline = ReFIRPipeline(host_of(made))
+    pipeline.set_progress_bar_config(disable=True)
+    given: dict[str, Any] = {"references": good(), "num_inference_steps": 4}
+    first, other, again = (restore(pipeline, photo=photo, **given).images for photo in (1, 3, 1))
+    assert torch.equal(again, first)
+    assert first.isfinite().all()
+    fresh = ReFIRPipeline(host_of(made))
+    fresh.set_progress_bar_config(disable=True)
+    assert torch.equal(restore(fresh, photo=3, **given).images, other)  # and without a cache
+    assert repr(vars(made.scheduler)) == before  # the user's own is not touched
+
+
+def test_a_scheduler_that_cannot_noise():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    made = pipe("sd15")
+    made.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(InputError, match="FlowMatchEulerDiscreteScheduler cannot noise a picture"):
+        restore(ReFIRPipeline(host_of(made)))
+
+
 # ------------------------------------------------------------------ modes
 
 
 def test_cost_of_the_modes():
+    """Rows of every pass, and how many passes reach the end of the network: the source's stop where they may."""
+    found, ends = {}, []
+    hook = host("sd15").network.conv_out.register_forward_hook(lambda *_: ends.append(True))
+    for mode, rows, whole in (
+        ("denoise", [2] * 2 * STEPS, STEPS + STEPS - 1),
+        ("noised", [2] * (STEPS + 2), STEPS),
+        ("fast", [2] * (STEPS + 1), STEPS),  # without guidance, and both injected steps in one pass
+        ("batched", [4] * STEPS, STEPS),
+    ):
+        ends.clear()
+        with Passes() as passes:
+            found[mode] = restore(refir("sd15"), references=good(2, 32, 32), mode=mode).images
+        assert (passes, len(ends)) == (rows, whole)
+    hook.remove()
+    assert not torch.equal(found["noised"], found["fast"])
     with Passes() as passes:
-        noised = restore(refir("sd15"), references=good(), mode="noised").images
-    assert passes == [2] * (STEPS + 2)
-    with Passes() as passes:
-        fast = restore(refir("sd15"), references=good(), mode="fast").images
-    assert sorted(passes) == [1, 1, 2, 2, 2]  # without guidance
-    with Passes() as passes:
-        restore(refir("sd15"), references=good(2, 32, 32), mode="batched")
-    assert passes == [4] * STEPS
-    assert not torch.equal(noised, fast)
+        restore(refir("sd15"), references=good(), mode="fast", guidance_scale=1.0)
+    assert passes == [1] * (STEPS + 2)  # a pass of two steps would be a larger batch than the target's
+
+
+def test_no_chain_goes_on_after_the_last_injection():
+    early = ChainPlan(steps=(0.0, 0.5), scale=1.0)  # 2 of 3 steps
+    for mode, rows in (("denoise", [2] * (STEPS + 2)), ("batched", [4, 4, 2])):
+        with Passes() as passes:
+            restore(refir("sd15"), references=good(2, 32, 32), mode=mode, plan=early)
+        assert passes == rows
+
+
+def test_a_reference_is_encoded_once(monkeypatch):
+    model, pictures = host("sd15"), []
+    encode = type(model).encode
+    monkeypatch.setattr(type(model), "encode", lambda self, x, seed: pictures.append(x) or encode(self, x, seed))
+    pipeline = refir("sd15")
+    first = restore(pipeline, references=[good(), good(4)]).images
+    assert len(pictures) == 3
+    assert torch.equal(restore(pipeline, references=[good(), good(4)]).images, first)
+    assert len(pictures) == 4  # the photo
+    restore(pipeline, references=good(), generator=1)  # an encoder may draw from the seed
+    assert len(pictures) == 6
+    pipeline.enable_vae_tiling()
+    restore(pipeline, references=good())
+    model.pipe.vae.disable_tiling()
+    assert len(pictures) == 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_that_share_a_pass(kind):
+    """In float64 they leave what each leaves alone, also where the number of steps is odd; twice the same bits."""
+    made = pipe(kind)
+    for part in (made.unet, made.vae, getattr(made, "controlnet", None)):
+        part is None or part.double()
+    model, plan, steps = host_of(made), ChainPlan(steps=(0.0, 1.0)), 3
+    clean = model.encode(picture(2), torch.Generator())
+    condition = model.condition(picture(2), clean, *prompts(kind).values())
+
+    def chain(mode: str, guidance: float | None) -> SourceChain:
+        given = model, state, plan, model.sampler(steps, 1.0), clean, condition, guidance, 0, mode
+        return SourceChain(*given, ReferenceCache(host_bytes=0))
+
+    with torch.no_grad(), installed(model, plan) as state:
+        together, again, alone = chain("fast", 3.0), chain("fast", 3.0), chain("noised", None)
+        for step in (0, 1, 2):
+            shared, single = together.record(step).flat(), alone.record(step).flat()
+            assert shared.keys() == single.keys()
+            for name, x in shared.items():
+                torch.testing.assert_close(x, single[name], rtol=1e-6, atol=1e-9)
+        assert together.key != alone.key
+        second = again.record(1).flat()  # asked for first
+        assert all(torch.equal(x, again.record(1).flat()[name]) for name, x in second.items())
+        assert all(torch.equal(x, second[name]) for name, x in chain("fast", 3.0).record(1).flat().items())
 
 
 def test_batched_equals_denoise():
@@ -280,17 +375,21 @@ def test_batched_equals_denoise():
 
 
 def test_shared_noise():
-    """A plan that shares noise gives a reference that is the photo the very chain of the photo."""
+    """A plan that shares noise gives a reference that is the photo the very chain of the photo.
+
+    Up to what the last step sees: there the source chain ends.
+    """
     model, plan = host("sd2"), ChainPlan(steps=(0.0, 1.0), noise="shared")
     photo = picture(1)
     clean = model.encode(photo, torch.Generator())
     condition = model.condition(photo, clean, *prompts("sd2").values())
     sampler = model.sampler(STEPS, 1.0)
-    plain = restore(refir("sd2"), "sd2", guidance_scale=3.0).images
+    latents = []
+    restore(refir("sd2"), "sd2", guidance_scale=3.0, callback_on_step_end=lambda *a: latents.append(a[3]["latents"]))
     with torch.no_grad(), installed(model, plan) as state:
         chain = SourceChain(model, state, plan, sampler, clean, condition, 3.0, 0, "denoise", ReferenceCache())
         chain.record(STEPS - 1)
-    assert torch.equal(chain.latent, plain)
+    assert torch.equal(chain.latent, latents[-2])
 
 
 def test_compat_takes_the_canvas_of_the_original():
@@ -434,7 +533,7 @@ def test_an_exception_leaves_the_model_as_it_was():
         ({"strength": 0.0}, "strength is 0.0"),
         ({"tile": 5}, "tile is 5"),
         ({"output_type": "gif"}, "output_type is 'gif'"),
-        ({"mode": "batched", "references": good()}, "of the result's size 32x32, not 36x48"),
+        ({"mode": "batched", "references": good()}, "restored at once, 32x32, not 36x48"),
         ({"references": good(2, 40, 20)}, "20x40 pixels, used as 20x40; Stable Diffusion needs 32"),
         ({"references": good(2, 8, 2000)}, "2000x8 pixels"),
         ({"prompt": "a house"}, "without a text encoder"),
@@ -479,6 +578,27 @@ def test_from_pretrained(tmp_path):
         assert torch.equal(restore(loaded, references=good()).images, wanted)
 
 
+def test_dtype_by_both_of_its_names(tmp_path):
+    with_words(pipe("control"), tmp_path).save_pretrained(tmp_path / "whole")
+    given = {"controlnet": tmp_path / "whole" / "controlnet"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        for name in ("dtype", "torch_dtype"):
+            loaded = load_host(tmp_path / "whole", **given | {name: torch.bfloat16})
+            assert {part.dtype for part in loaded.parts().values()} == {torch.bfloat16}
+        assert load_host(tmp_path / "whole").dtype == torch.float32
+    with pytest.raises(InputError, match="two names of one option"):
+        load_host(tmp_path, dtype=torch.float16, torch_dtype=torch.float16)
+
+
+def test_dtype_for_an_older_diffusers(monkeypatch):
+    import diffusers
+
+    for version, name in (("0.39.0", "torch_dtype"), ("0.40.0.dev0", "dtype"), ("1.0", "dtype")):
+        monkeypatch.setattr(diffusers, "__version__", version)
+        assert dtype_option(torch.float16) == {name: torch.float16}
+
+
 def test_prompts_in_words(tmp_path):
     made = with_words(pipe("sd15"), tmp_path)
     words_told, none_told = (host_of(made).embed(prompt, None) for prompt in ("a b", None))
@@ -489,6 +609,21 @@ def test_prompts_in_words(tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     given = {"references": good(), "prompt": "a", "negative_prompt": None}
     assert restore(pipeline, **given).images.isfinite().all()
+
+
+def test_a_prompt_that_is_asked_of_each_picture(tmp_path):
+    good().save(tmp_path / "good.png")
+    first, second = prompts("sd15").values()
+    asked = []
+
+    def captioner(shown, path):
+        asked.append((shown.size, path))
+        return first if path is None else second
+
+    found = restore(refir("sd15"), references=tmp_path / "good.png", prompt=captioner).images
+    assert asked == [((32, 32), None), ((36, 48), tmp_path / "good.png")]
+    assert torch.equal(found, restore(refir("sd15"), references=good(), reference_prompt=second).images)
+    assert not torch.equal(found, restore(refir("sd15"), references=good()).images)
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,7 @@ def test_restores(published, dtype):
     assert restored.shape == photo.shape
     assert restored.isfinite().all()
     assert torch.equal(restored, pipe(photo, reference, **settings).images)  # the encoder draws from the seed too
+    assert pipe(photo, reference, mode="fast", **settings).images.isfinite().all()  # two steps in one pass
 
 
 def test_prompts(published, monkeypatch):
@@ -213,6 +214,9 @@ def test_prompts(published, monkeypatch):
     assert asked[2:] == [f"a, b, c, {QUALITY}", "d"]
     for half in (tagged.positive, tagged.negative):
         assert torch.equal(half["image_tokens"], tokens)
+    host.tagger = lambda photo: Tags(["e"])
+    assert host.condition(photo, latent, "c", "d").positive["image_tokens"].count_nonzero() == 0
+    assert asked[4:] == [f"e, c, {QUALITY}", "d"]
     given = torch.rand(1, 5, 12)
     own = host.condition(photo, latent, SeeSRPrompt(given, -tokens), None)
     assert torch.equal(own.positive["prompt_embeds"], given)

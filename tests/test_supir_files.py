@@ -11,13 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ragsr.colour import low_frequencies
 from ragsr.errors import InputError
 from ragsr.hosts import load_host
-from ragsr.hosts.supir import QUALITY, SUPIRHost, size_vector
+from ragsr.hosts.supir import QUALITY, Steering, SUPIRHost, size_vector
 from ragsr.hosts.supir_files import ENCODER, load_pipeline
 from ragsr.hosts.supir_layers import Sizes
 from ragsr.hosts.supir_net import GLVControl, LightGLVUNet
 from ragsr.image import tensor_to_image
+from ragsr.pipelines import refir
+from ragsr.pipelines import refir_inputs as inputs
 from ragsr.pipelines.refir import ReFIRPipeline
 
 TEXT = (8, 12)  # widths of the two text encoders, the second's also that of the pooled text
@@ -179,12 +182,15 @@ def test_predict_is_guided_as_sigma_says(host):
     given = [torch.randn(1, 5, TINY.context), torch.randn(1, TEXT[1])]
     prompts = [dict(zip(("prompt_embeds", "text_embeds"), (s * y for y in given), strict=True)) for s in (1, -1)]
     told = host.condition(torch.rand(1, 3, 16, 16), low, *prompts)
-    level = torch.tensor(8.0)
+    level = torch.tensor([8.0, 8.0 / 1.1])
     flipped = type(told)(told.negative, told.positive, told.spatial)
     (conditional,), (without,) = (host.predict([x], level, [c], None) for c in (told, flipped))
     scale = 7.5 - 3.5 * 8.0 / 14.6146
     (guided,) = host.predict([x], level, [told], 7.5)
     torch.testing.assert_close(guided, without + scale * (conditional - without), rtol=1e-4, atol=1e-4)
+    both = host.predict([x, x], torch.stack((level, level / 4)), [told, told], None)  # a level for each
+    torch.testing.assert_close(both[0], conditional, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(both[1], host.predict([x], level / 4, [told], None)[0], rtol=1e-4, atol=1e-4)
     (weak,) = host.predict([x], level, [told], 2.0)  # less than 4 is never exceeded
     torch.testing.assert_close(weak, without + 2 * (conditional - without), rtol=1e-4, atol=1e-4)
 
@@ -207,6 +213,51 @@ def test_restores(published, dtype):
     assert restored.shape == photo.shape
     assert restored.isfinite().all()
     assert [x.dtype for x in latents] == [torch.float32] * 2
+
+
+def test_colours_are_those_of_the_first_stage(host, monkeypatch):
+    """By wavelets from what the VAE makes of the clean latent, not from the photo, which may have noise."""
+    pipe, styles = ReFIRPipeline(host), []
+    pipe.set_progress_bar_config(disable=True)
+    match = refir.match_colour
+    monkeypatch.setattr(refir, "match_colour", lambda *given: styles.append(given) or match(*given))
+    photo = torch.rand(1, 3, 40, 64)
+    restored = pipe(photo, prompt="a", num_inference_steps=1, scale=1, output_type="pt").images
+    ((content, style, method),) = styles
+    assert method == "wavelet"
+    with torch.no_grad():
+        clean = host.encode(inputs.fit(photo, host), torch.Generator())
+        first_stage = host.decode(clean)[..., :40, :64]
+    assert torch.equal(style, first_stage)
+    assert not torch.allclose(style, photo, atol=0.1)
+    assert torch.equal(restored, (content + low_frequencies(first_stage - content)).clamp(0, 1))
+
+
+@torch.no_grad()
+def test_steering(published, host):
+    (paths, _), names = published, "control_scale, control_start, guidance_start, restore, churn, churn_noise"
+    told = {"control_scale": 0.8, "control_start": 0.1, "guidance_start": 3.0}
+    steered = SUPIRHost(load_pipeline(*paths, torch.float32, TINY), Steering.of(told))
+    scales = []
+    steered.network.register_forward_pre_hook(lambda module, given: scales.append(given[-1]))
+    condition = host.condition(torch.rand(1, 3, 16, 16), torch.rand(1, 4, 8, 8), "a", None)
+    sampler, x = steered.sampler(10, 1.0), torch.randn(1, 4, 8, 8)
+    for step in (0, 5, 9):
+        steered.predict([x], sampler.level(step), [condition], 7.5)
+        sigma = sampler.schedule.sigmas[step]
+        assert scales.pop() == pytest.approx((sigma / 14.6146) * (0.1 - 0.8) + 0.8)  # as recorded in supir_edm
+    assert Steering().control_at(3.0) == 1.0
+    assert host.mixes_levels
+    assert not steered.mixes_levels  # so `fast` gives each step a pass of its own
+    assert steered.identity() != host.identity()
+    run = SUPIRHost(host.pipe, Steering(restore=4.0, churn=2.0, churn_noise=1.0)).sampler(10, 1.0).schedule
+    assert (run.restore, run.churn, run.churn_noise) == (4.0, 2.0, 1.0)
+    with pytest.raises(InputError, match=f"SUPIR has no option 'pull'; it has: {names}"):
+        load_host(paths[0], base=paths[1], config=paths[2], pull=3)
+    with pytest.raises(InputError, match="churn is -1"):
+        Steering(churn=-1)
+    with pytest.raises(InputError, match="restore is an option of SUPIR, which this is not"):
+        load_host(paths[1], restore=4)
 
 
 # ------------------------------------------------------------------ what cannot be loaded

@@ -13,7 +13,7 @@ from ragsr.chains.host import Condition, Defaults, Host, Layer, Sampler
 from ragsr.chains.paired import PairedChains
 from ragsr.chains.plan import PRESETS, ChainPlan, chain_plan
 from ragsr.chains.shares import reference_weights
-from ragsr.chains.source import MODES, Mode, SourceChain
+from ragsr.chains.source import MODES, Mode, SourceChain, encoded_once
 from ragsr.chains.state import ChainState, Record, Sources
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Sources",
     "chain_plan",
     "chosen_layers",
+    "encoded_once",
     "installed",
     "reference_weights",
     "shared_canvas",

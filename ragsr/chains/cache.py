@@ -8,7 +8,7 @@ prompt, the seed, the plan and the model: these make up the key. Records are kep
 A run asks for its steps in order, and the next run in the same order again. Dropping what was used least recently would
 drop each record just before it is asked for; so a chain never pushes out its own records, and among other chains the
 one that was used least recently goes first, whole. What found no room is computed again when it is needed, from what
-the network saw at that step; that is a single latent, and always kept.
+the network saw at that step; that is a single latent, and always kept, as is the latent that a reference is encoded to.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ from ragsr.errors import InputError
 from ragsr.files import replacing
 
 GB = 1 << 30
-REMEMBERED = 64  # chains of which it is kept what the network saw
+REMEMBERED = 128  # chains and encoded references whose latents are kept
 
 
 class ReferenceCache:
@@ -48,7 +48,7 @@ class ReferenceCache:
         if folder is not None:
             self.places.append(Disk(disk_bytes, Path(folder)))
         self.hits = self.misses = 0
-        self._seen: OrderedDict[str, dict[int, Tensor]] = OrderedDict()
+        self._latents: OrderedDict[str, dict[int, Tensor]] = OrderedDict()
 
     def get(self, key: str, step: int, device: torch.device) -> Record | None:
         for place in self.places:
@@ -59,27 +59,31 @@ class ReferenceCache:
         self.misses += 1
         return None
 
-    def put(self, key: str, step: int, record: Record) -> None:
-        """Keep a record in the first place that has room; nowhere if none has."""
+    def put(self, key: str, step: int, *records: Record) -> None:
+        """Keep the records of this step and those after it, all in the first place with room; nowhere if none has.
+
+        They were made in one pass and may share their memory, so one of them alone would not take less.
+        """
         for place in self.places:
-            if place.make_room(key, record.nbytes):
-                place.put(key, step, record)
+            if place.make_room(key, sum(record.nbytes for record in records)):
+                for i, record in enumerate(records, step):
+                    place.put(key, i, record)
                 return
 
-    def seen(self, key: str, step: int) -> Tensor | None:
-        """What the network saw in this step of the chain."""
-        return self._seen.get(key, {}).get(step)
+    def latent(self, key: str, step: int = 0) -> Tensor | None:
+        """What the network saw in this step of a chain, or an encoded reference."""
+        return self._latents.get(key, {}).get(step)
 
-    def keep_seen(self, key: str, step: int, latent: Tensor) -> None:
-        self._seen.setdefault(key, {})[step] = latent.to("cpu", non_blocking=True)
-        self._seen.move_to_end(key)
-        if len(self._seen) > REMEMBERED:
-            self._seen.popitem(last=False)
+    def keep_latent(self, key: str, latent: Tensor, step: int = 0) -> None:
+        self._latents.setdefault(key, {})[step] = latent.to("cpu", non_blocking=True)
+        self._latents.move_to_end(key)
+        if len(self._latents) > REMEMBERED:
+            self._latents.popitem(last=False)
 
     def clear(self) -> None:
         for place in self.places:
             place.clear()
-        self._seen.clear()
+        self._latents.clear()
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{type(p).__name__} {p.used / GB:.2f} of {p.budget / GB:.2f} GB" for p in self.places)

@@ -107,6 +107,11 @@ class Host(Protocol):
     @property
     def defaults(self) -> Defaults: ...
 
+    @property
+    def mixes_levels(self) -> bool:
+        """Whether inputs of several noise levels can go through the network in one batch."""
+        ...
+
     def parts(self) -> dict[str, nn.Module]:
         """Everything with weights, by name; the network among it."""
         ...
@@ -135,6 +140,10 @@ class Host(Protocol):
         """[1, C, h, w] -> [1, 3, H, W], float32, about [0, 1]."""
         ...
 
+    def colours(self, photo: Tensor, clean: Tensor) -> Tensor:
+        """The picture [1, 3, H, W] whose colours the result is given: the photo, or what its clean latent shows."""
+        ...
+
     def condition(self, picture: Tensor, latent: Tensor, prompt: Any, negative_prompt: Any) -> Condition:
         """What the network is told about this picture, [1, 3, H, W] in [0, 1], with its clean latent."""
         ...
@@ -149,7 +158,8 @@ class Host(Protocol):
         """One pass of the network over pictures of one size, with classifier-free guidance, in one batch.
 
         The batch is ordered [first_u, second_u, ..., first_c, second_c, ...]; `guidance` None leaves the
-        unconditional half out. `predict_in_halves` does the batching.
+        unconditional half out. `predict_in_halves` does the batching. `level` is that of all inputs; without guidance
+        it may also be one for each, stacked, if the host `mixes_levels`.
         """
         ...
 

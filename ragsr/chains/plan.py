@@ -54,11 +54,12 @@ class ChainPlan:
 
     def injects(self, step: int, steps: int) -> bool:
         """Is the reference injected in this step, counted from 0? At least one step always is."""
-        first = min(math.floor(self.steps[0] * steps + ROUNDING), steps - 1)
-        return first <= step < max(math.ceil(self.steps[1] * steps - ROUNDING), first + 1)
+        return step in self.injected(steps)
 
-    def first_step(self, steps: int) -> int:
-        return next(i for i in range(steps) if self.injects(i, steps))
+    def injected(self, steps: int) -> range:
+        """The steps in which the reference is injected."""
+        first = min(math.floor(self.steps[0] * steps + ROUNDING), steps - 1)
+        return range(first, max(math.ceil(self.steps[1] * steps - ROUNDING), first + 1))
 
     def weigh(self, layers: Sequence[T]) -> list[tuple[T, float]]:
         """Layers in the order of the network with their weights; those of weight 0 are left out."""

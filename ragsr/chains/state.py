@@ -49,6 +49,10 @@ class Record:
         """A copy there; on CUDA it is made in the background, in pinned memory on the CPU's side."""
         return self.from_flat({name: x.to(device, non_blocking=True) for name, x in self.flat().items()})
 
+    def row(self, i: int) -> "Record":
+        """What row i of the pass left, without a copy."""
+        return self.from_flat({name: x[i : i + 1] for name, x in self.flat().items()})
+
     @property
     def nbytes(self) -> int:
         return sum(x.numel() * x.element_size() for x in self.flat().values())
@@ -98,6 +102,7 @@ class ChainState:
         self.mode = "off"
         self.whole = True
         self.record = Record()
+        self.records: list[Record] = []  # of the sources of a batch, where they are kept
         self.sources: Sources | None = None
         self.weights: Tensor | None = None
         self.gates: dict[str, Tensor] = {}  # per tap float32 [B, R, H, W]
@@ -120,11 +125,15 @@ class ChainState:
             yield
 
     @contextmanager
-    def paired(self, weights: Tensor) -> Iterator[None]:
-        """Within, batches hold a target before each R sources; `weights` float32 [R] are strength times share."""
+    def paired(self, weights: Tensor, keep: bool = False) -> Iterator[list[Record]]:
+        """Within, batches hold a target before each R sources; `weights` float32 [R] are strength times share.
+
+        With `keep`, what each of them leaves is in the records [R], of which there are none otherwise.
+        """
         with self._in("paired"):
             self.weights = weights
-            yield
+            self.records = [Record() for _ in range(weights.shape[0])] if keep else []
+            yield self.records
 
     @contextmanager
     def _in(self, mode: str) -> Iterator[None]:
@@ -146,7 +155,7 @@ class ChainState:
         if self.mode == "record":
             self.record.directions[name] = mean_directions(unit(tokens), [tokens.shape[1]])
             return
-        gate = self._paired_gate(tokens) if self.mode == "paired" else self._injected_gate(name, tokens)
+        gate = self._paired_gate(name, tokens) if self.mode == "paired" else self._injected_gate(name, tokens)
         self.gates[name] = gate.unflatten(2, features.shape[2:])
         if self.on_gate is not None:
             self.on_gate(name, self.gates[name])
@@ -157,9 +166,11 @@ class ChainState:
         directions = directions.expand(tokens.shape[0], -1, -1)
         return cosine_gate(tokens, directions, [1] * directions.shape[1])
 
-    def _paired_gate(self, tokens: Tensor) -> Tensor:
+    def _paired_gate(self, name: str, tokens: Tensor) -> Tensor:
         groups = self._grouped(tokens)  # [halves, 1 + R, N, C]
         sources = groups[:, 1:]
+        for r, record in enumerate(self.records):
+            record.directions[name] = mean_directions(unit(sources[:, r]), [sources.shape[2]])
         return cosine_gate(groups[:, 0], sources.flatten(1, 2), [sources.shape[2]] * sources.shape[1])
 
     def _grouped(self, x: Tensor) -> Tensor:
@@ -192,6 +203,8 @@ class ChainState:
         (q_own, q_ref), (k_own, k_ref), (v_own, v_ref) = (
             (groups[:, 0], groups[:, 1:]) for groups in map(self._grouped, (q, k, v))
         )
+        for r, record in enumerate(self.records):
+            record.keys[layer], record.values[layer] = k_ref[:, r], v_ref[:, r]
         k_all, v_all = (x.transpose(1, 2).flatten(2, 3) for x in (k_ref, v_ref))  # [halves, heads, R·M, D]
         lengths = [k_ref.shape[3]] * k_ref.shape[1]
         if self.on_attention is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragsr.cli import table5
 from ragsr.cli.models import add_model_options, load_pipeline_of
+from ragsr.cli.refir import add_refir_options, refir_options
 from ragsr.errors import InputError
 
 if TYPE_CHECKING:  # the library is imported when a command runs, so that --help is instant
@@ -54,6 +55,7 @@ def add_restore(kinds: Any) -> None:
     )
     parser.add_argument("--preset", default="refir", help="refir, irag, c2 or ttsr: how PSNR and SSIM are computed")
     add_model_options(parser)
+    add_refir_options(parser, "plan")
     _add_outputs(parser)
     parser.set_defaults(run=run_restore)
 
@@ -124,6 +126,7 @@ def run_restore(args: argparse.Namespace) -> int:
     print(report.restore_lines(rows, args.preset))
     names = ("preset", "degradation", "groups", "pipeline", "model", "quality", "scale", "seed", "k")
     settings = {name: getattr(args, name) for name in names} | {"tile": pipeline.tile, "steps": pipeline.steps}
+    settings["options"] = refir_options(args)
     document = report.restore_document(rows, settings, report.run_facts(started, str(pipeline.device)))
     if args.json:
         report.write_json(args.json, document)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragsr.cli.models import add_model_options, load_pipeline_of
-from ragsr.cli.refir import add_refir_options, refir_options, save_explanation, tell_memory
+from ragsr.cli.refir import add_explain_option, add_refir_options, refir_options, save_explanation, tell_memory
 from ragsr.errors import InputError
 
 if TYPE_CHECKING:  # the library is imported when the command runs, so that --help is instant
@@ -66,6 +66,7 @@ def add_parser(commands: Any) -> None:
     )
     add_model_options(parser)
     add_refir_options(parser)
+    add_explain_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="redo what is in OUT already")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
     parser.set_defaults(run=run)

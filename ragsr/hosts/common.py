@@ -16,6 +16,7 @@ from ragsr.chains.host import predict_in_halves
 from ragsr.errors import InputError
 
 Part = Literal["encoder", "middle", "decoder"]
+DTYPE_SINCE = 0, 40  # the version of diffusers that renamed torch_dtype; an older one would ignore the new name
 SAMPLES = 16  # numbers of each weight that a model is recognised by
 
 
@@ -26,7 +27,7 @@ class DiffusersHost:
     """
 
     name = "diffusers"
-    weights: tuple[str, ...] = ("unet", "controlnet")  # the parts whose weights a cached source chain depends on
+    weights: tuple[str, ...] = ("unet", "controlnet", "vae")  # the parts that what is cached of a reference depends on
 
     def __init__(self, pipe: Any, control_scale: float = 1.0) -> None:
         self.pipe = pipe
@@ -40,6 +41,10 @@ class DiffusersHost:
     def defaults(self) -> Defaults:
         """With a hint the network may start from noise; without one it must keep some of the photo."""
         return Defaults(guidance=7.5, strength=0.5 if self.controlnet is None else 1.0)
+
+    @property
+    def mixes_levels(self) -> bool:
+        return True
 
     def parts(self) -> dict[str, nn.Module]:
         return {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
@@ -64,7 +69,8 @@ class DiffusersHost:
 
     def identity(self) -> str:
         models = [getattr(self.pipe, name, None) for name in self.weights]
-        return f"{self.name}/{self.control_scale}/{fingerprint([m for m in models if m is not None])}"
+        tiled = self.pipe.vae.use_tiling  # a little different at the edges
+        return f"{self.name}/{self.control_scale}/{tiled}/{fingerprint([m for m in models if m is not None])}"
 
     def self_attentions(self, gate_source: str) -> list[Layer]:
         return list(unet_layers(self.pipe.unet, gate_source))
@@ -81,6 +87,9 @@ class DiffusersHost:
         with upcast(vae):
             picture = vae.decode((latent.to(vae.dtype)) / vae.config.scaling_factor, return_dict=False)[0]
         return picture.float() / 2 + 0.5
+
+    def colours(self, photo: Tensor, clean: Tensor) -> Tensor:
+        return photo
 
     def condition(self, picture: Tensor, latent: Tensor, prompt: Any, negative_prompt: Any) -> Condition:
         positive, negative = self.embed(prompt, negative_prompt)
@@ -128,6 +137,14 @@ def import_diffusers() -> Any:
     return diffusers
 
 
+def dtype_option(dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+    """The type of weights as diffusers' `from_pretrained` and `from_single_file` take it."""
+    if dtype is None:
+        return {}
+    installed = tuple(int(part) for part in import_diffusers().__version__.split(".")[:2])
+    return {"dtype" if installed >= DTYPE_SINCE else "torch_dtype": dtype}
+
+
 def check_controlnet(controlnet: Any) -> None:
     kinds = [kind.__name__ for kind in type(controlnet).__mro__]
     if controlnet is not None and "ControlNetModel" not in kinds:
@@ -164,12 +181,13 @@ def unet_blocks(unet: Any) -> Iterator[tuple[Part, str, Any, int]]:
 def fingerprint(models: Sequence[nn.Module]) -> str:
     """A digest of the names, shapes and some of the numbers of all weights."""
     digest = hashlib.sha256()
-    some = []
-    for model in models:
+    for model in models:  # one by one: each may wait on another device
+        some = []
         for name, weight in model.named_parameters():
             digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
             some.append(weight.detach().flatten()[:: max(1, weight.numel() // SAMPLES)].float())
-    return digest.hexdigest()[:16] + hashlib.sha256(torch.cat(some).cpu().numpy().tobytes()).hexdigest()[:16]
+        digest.update(torch.cat(some).cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 @contextmanager
@@ -192,6 +210,11 @@ class DiffusersSampler:
     """One run of a diffusers scheduler. The scheduler that was handed in is not touched."""
 
     def __init__(self, scheduler: Any, steps: int, strength: float, device: torch.device) -> None:
+        if not hasattr(scheduler, "add_noise"):
+            raise InputError(
+                f"{type(scheduler).__name__} cannot noise a picture to a step's level, where a restoration begins; "
+                "take a scheduler of Stable Diffusion, such as DDIM"
+            )
         self._set = copy.deepcopy(scheduler)
         self._set.set_timesteps(steps, device=device)
         order = getattr(self._set, "order", 1)

@@ -4,15 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from ragsr.chains import Host
 from ragsr.errors import InputError
-from ragsr.hosts.common import import_diffusers
+from ragsr.hosts.common import dtype_option, import_diffusers
 from ragsr.hosts.sdxl import SDXLHost
 from ragsr.hosts.seesr import SeeSRHost
 from ragsr.hosts.stable_diffusion import StableDiffusionHost, UpscalerHost
-from ragsr.hosts.supir import SUPIRHost
+from ragsr.hosts.supir import STEERING, SUPIRHost
 
 IMAGE_ATTENTION = "use_image_cross_attention"  # SeeSR's own key in the configurations of its networks
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"  # [320, channels seen, 3, 3]
@@ -22,30 +23,46 @@ SUPIR = "model.control_model."
 SD2_WIDTH, UPSCALER_CHANNELS = 1024, 7
 
 
-def load_host(model: str | Path, *, controlnet: str | Path | Any = None, **options: Any) -> Host:
+def load_host(
+    model: str | Path,
+    *,
+    controlnet: str | Path | Any = None,
+    dtype: torch.dtype | None = None,
+    torch_dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Host:
     """A host from a folder or hub name (`from_pretrained`) or one safetensors file (`from_single_file`).
 
-    `controlnet` is a `ControlNetModel`, its folder or its hub name; `options` go to diffusers: `torch_dtype`,
-    `variant`, `config`, ... SeeSR's folder needs `base` besides, and SUPIR's file `base` and `config`: see their hosts.
-    Raises `InputError` without diffusers, for what cannot be loaded, and for a model of which the stock loader would
-    leave layers out.
+    `controlnet` is a `ControlNetModel`, its folder or its hub name; `dtype`, or `torch_dtype` as it was called, is that
+    of the weights; `options` go to diffusers: `variant`, `config`, ... SeeSR's folder needs `base` besides, and SUPIR's
+    file `base` and `config`: see their hosts; SUPIR takes the options of `ragsr.hosts.supir.Steering` too. Raises
+    `InputError` without diffusers, for what cannot be loaded, and for a model of which the stock loader would leave
+    layers out.
     """
     diffusers = import_diffusers()
+    if dtype is not None and torch_dtype is not None:
+        raise InputError("dtype and torch_dtype are two names of one option; give dtype alone")
+    wanted = torch_dtype if dtype is None else dtype
+    own = wanted or torch.float32  # of models that diffusers does not load
     supir = Path(model).is_file() and "base" in options
     if (is_seesr(Path(model)) or supir) and controlnet is not None:
         raise InputError(f"{model}: SeeSR and SUPIR have a control network of their own; leave controlnet out")
     if is_seesr(Path(model)):
-        return SeeSRHost.load(model, options.pop("base", None), **options)
+        return SeeSRHost.load(model, options.pop("base", None), own, **options)
     if supir:
-        return SUPIRHost.load(model, options.pop("base"), options.pop("config", None), **options)
+        return SUPIRHost.load(
+            model, options.pop("base"), options.pop("config", None), wanted or torch.float32, **options
+        )
+    refuse_steering(Path(model), options)
     refuse_image_attention(Path(model))
+    options |= dtype_option(wanted)
     try:
         if Path(model).is_file():
             pipe = single_file_class(diffusers, Path(model), options).from_single_file(str(model), **options)
         else:
             pipe = diffusers.DiffusionPipeline.from_pretrained(str(model), **options)
         if isinstance(controlnet, str | Path):
-            controlnet = diffusers.ControlNetModel.from_pretrained(str(controlnet), torch_dtype=pipe.unet.dtype)
+            controlnet = diffusers.ControlNetModel.from_pretrained(str(controlnet), **dtype_option(pipe.unet.dtype))
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -77,6 +94,12 @@ def is_seesr(model: Path) -> bool:
 
 def says_image_attention(config: Path) -> bool:
     return config.is_file() and bool(json.loads(config.read_text()).get(IMAGE_ATTENTION))
+
+
+def refuse_steering(model: Path, options: dict[str, Any]) -> None:
+    for name in options:
+        if name in STEERING:
+            raise InputError(f"{model}: {name} is an option of SUPIR, which this is not; leave it out")
 
 
 def refuse_image_attention(model: Path) -> None:

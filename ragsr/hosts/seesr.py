@@ -6,7 +6,7 @@
 
 The ControlNet sees the photo, enlarged. The prompt names its contents; a tagger (the authors' is RAM, tuned to degraded
 photos and called DAPE) finds these words, and its 145 features of the photo are the image tokens. Without a tagger the
-prompt is yours and the image tokens are zeros, or you give both as a `SeeSRPrompt`.
+prompt is yours and the image tokens are zeros, or you give both as a `SeeSRPrompt`. A tagger of words alone will do.
 
 Published settings: 50 steps, guidance 5.5, colours from the photo by AdaIN.
 
@@ -35,7 +35,7 @@ class Tags(NamedTuple):
     """What a tagger finds in a photo."""
 
     words: list[str]
-    image_tokens: Tensor  # [1, 145, 512]
+    image_tokens: Tensor | None = None  # [1, 145, 512]; None: zeros
 
 
 Tagger = Callable[[Tensor], Tags]  # photo [1, 3, H, W] in [0, 1]
@@ -67,7 +67,7 @@ class SeeSRHost(DiffusersHost):
         cls,
         folder: str | Path,
         base: str | Path | None,
-        torch_dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32,
         tagger: Tagger | None = None,
     ) -> "SeeSRHost":
         """From the folder of SeeSR and the folder, or hub name, of Stable Diffusion 2 in the layout of diffusers.
@@ -79,7 +79,7 @@ class SeeSRHost(DiffusersHost):
 
         if base is None:
             raise InputError(f"{folder}: SeeSR needs Stable Diffusion 2 besides; name its folder as base=, or {BASE}")
-        return cls(load_pipeline(Path(folder), base, torch_dtype), tagger=tagger)
+        return cls(load_pipeline(Path(folder), base, dtype), tagger=tagger)
 
     def self_attentions(self, gate_source: str) -> list[Layer]:
         return [

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionControlNetPip
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ragsr.errors import InputError
+from ragsr.hosts.common import dtype_option
 from ragsr.hosts.published import Net, filled
 from ragsr.hosts.seesr_net import SeeSRControlNet, SeeSRUNet
 from ragsr.models.loading import load_weights
@@ -76,7 +77,7 @@ def load_base(base: str | Path, dtype: torch.dtype) -> dict[str, Any]:
     parts = {}
     for name, kind in PARTS.items():
         try:
-            settings = {"torch_dtype": dtype} if name == "vae" else {}
+            settings = dtype_option(dtype) if name == "vae" else {}
             parts[name] = kind.from_pretrained(str(base), subfolder=name, **settings)
         except OSError as error:
             raise InputError(

@@ -19,6 +19,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from ragsr.errors import InputError
+from ragsr.hosts.common import dtype_option
 from ragsr.hosts.published import filled
 from ragsr.hosts.supir_layers import SDXL, Sizes
 from ragsr.hosts.supir_net import GLVControl, LightGLVUNet
@@ -100,7 +101,9 @@ def load_pipeline(
 def rest_of_sdxl(base: Path, config: Path, dtype: torch.dtype) -> Any:
     """A pipeline of the base file's VAE and text encoders."""
     try:
-        return StableDiffusionXLPipeline.from_single_file(str(base), config=str(config), unet=None, torch_dtype=dtype)
+        return StableDiffusionXLPipeline.from_single_file(
+            str(base), config=str(config), unet=None, **dtype_option(dtype)
+        )
     except Exception as error:  # what lacks a part ends in errors of every kind
         first_line, *_ = str(error).strip().split("\n")
         raise InputError(

@@ -3,6 +3,7 @@
     x̂ = x + 1.003 sqrt(σ̂² − σ²) · noise,   σ̂ = 1.1 σ             for the default churn of 5 in 50 steps
     d = x̂ − σ_q ε(x̂ / sqrt(1 + σ_q²), t)                         (σ_q, t): the trained level that is nearest to σ̂
     ε = ε_u + s(σ̂) (ε_c − ε_u)                                   s: 4 at the largest σ, 7.5 at 0
+    control counts c(σ)                                          c: linear in σ, as asked for; by default 1
     d = d − (σ / σ_max)^restore · (d − centre)                    if asked for, to stay near the first stage
     x = x̂ + (σ' − σ̂) (x̂ − d) / σ̂
 
@@ -40,7 +41,12 @@ def nearest_level(sigma: float) -> tuple[int, float]:
 
 def guidance_at(sigma: float, last: float = 7.5, first: float = 4.0) -> float:
     """Linear in σ from `first` at the largest to `last` at 0; a weak `last` is never exceeded."""
-    return last + (min(first, last) - last) * sigma / SIGMA_MAX
+    return linear_in(sigma, min(first, last), last)
+
+
+def linear_in(sigma: float, first: float, last: float) -> float:
+    """`first` at the largest σ, `last` at 0."""
+    return last + (first - last) * sigma / SIGMA_MAX
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Schedule:
 
 
 class RestoreEDM:
-    """One run, in float32; a step's level is its churned σ. The centre is the clean latent that the run starts with."""
+    """One run, in float32; a step's level is [σ̂, σ]. The centre is the clean latent that the run starts with."""
 
     def __init__(self, schedule: Schedule, strength: float = 1.0) -> None:
         self.schedule, self.strength = schedule, strength
@@ -89,7 +95,8 @@ class RestoreEDM:
         return RestoreEDM(self.schedule, self.strength)
 
     def level(self, step: int) -> Tensor:
-        return torch.tensor(self.schedule.churned_sigma(self._number(step)))
+        number = self._number(step)
+        return torch.tensor([self.schedule.churned_sigma(number), self.schedule.sigmas[number]])
 
     def start(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """A whole run starts from noise alone, a part of one from the noised latent."""

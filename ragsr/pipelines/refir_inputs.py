@@ -1,29 +1,26 @@
-"""What goes into a run of ReFIR: the photo at its final size, references no larger than is of use, checked settings."""
+"""What goes into a run of ReFIR: the photo at its final size, checked settings. References: refir_references.py."""
 
-import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ragsr.chains import MODES, ChainPlan, Host, chain_plan, reference_weights, shared_canvas
+from ragsr.chains import MODES, ChainPlan, Host, chain_plan, shared_canvas
 from ragsr.colour import METHODS
 from ragsr.errors import InputError
 from ragsr.gallery import Gallery
-from ragsr.image import image_to_tensor, tensor_to_image, to_rgb
-from ragsr.pipelines.refsr import Reference, as_picture, check_low, named, read_reference
+from ragsr.image import image_to_tensor
+from ragsr.pipelines.refsr import as_picture, check_low
 from ragsr.tiling import reflect_to
 
 Photo = str | Path | Image.Image
+REFERENCES_PER = ("image", "tile")
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 LEAST = 8  # pixels of a latent: fewer leave a U-Net nothing to look at
-USEFUL = 512 * 512  # pixels that a reference may have beside however small a photo
 
 
 def load_photo(photo: Photo | Tensor, scale: int) -> Tensor:
@@ -34,79 +31,6 @@ def load_photo(photo: Photo | Tensor, scale: int) -> Tensor:
     check_low(low, scale)
     low = low.detach().float().cpu()
     return low if scale == 1 else F.interpolate(low, scale_factor=scale, mode="bicubic").clamp(0, 1)
-
-
-class Chosen(NamedTuple):
-    """A reference that will be used."""
-
-    reference: Reference
-    picture: Photo
-    weight: float  # strength times share
-
-
-def choose_references(
-    given: Photo | Sequence[Photo],
-    gallery: Gallery | None,
-    photo: Tensor,
-    k: int,
-    scale: float,
-    threshold: float,
-    temperature: float,
-    otherwise: str,
-) -> tuple[list[Chosen], list[Chosen]]:
-    """The user's references, or those of the k nearest of the gallery that are relevant; warns if none is.
-
-    If none is, the second list holds what was found nevertheless; `otherwise` says what will be done.
-    """
-    found, pictures = find_references(given, gallery, photo, k)
-
-    def chosen(least: float) -> list[Chosen]:
-        weights = reference_weights([one.score for one in found], scale, least, temperature)
-        return [Chosen(*one) for one in zip(found, pictures, weights, strict=True) if one[2] > 0]
-
-    relevant = chosen(threshold)
-    if gallery is None or relevant or scale == 0:
-        return relevant, []
-    best = max((one.score or 0.0 for one in found), default=0.0)
-    warnings.warn(
-        f"no reference is relevant enough (the best scores {best:.2f}, the threshold is {threshold:g}); {otherwise}",
-        stacklevel=4,
-    )
-    return [], chosen(0.0)
-
-
-def find_references(
-    given: Photo | Sequence[Photo], gallery: Gallery | None, photo: Tensor, k: int
-) -> tuple[list[Reference], list[Photo]]:
-    pictures: list[Photo] = [given] if isinstance(given, Photo) else list(given)
-    if gallery is None:
-        return named(pictures), pictures
-    if pictures:
-        raise InputError("references and a gallery were both given; give one of them, or neither")
-    hits = gallery.search(tensor_to_image(photo), k)
-    return [Reference(hit.path, hit.distance, hit.score) for hit in hits], [hit.path for hit in hits]
-
-
-def load_reference(reference: Photo, number: int, host: Host, pixels: int) -> tuple[Tensor, str | None]:
-    """A reference of at most about so many pixels, continued to the host's multiple, and a note if it shrank.
-
-    Raises `InputError` for one that is too small, or so narrow that it would be.
-    """
-    picture, note = read_reference(reference, number)
-    name = f"reference {number}" if isinstance(reference, Image.Image) else str(reference)
-    width, height = picture.size
-    shrink = min(1.0, math.sqrt(max(pixels, USEFUL) / (width * height)))
-    if shrink < 1:
-        size = max(1, round(width * shrink)), max(1, round(height * shrink))
-        picture = to_rgb(picture).resize(size, Image.Resampling.BICUBIC)
-        note = f"reduced from {width}x{height} to {size[0]}x{size[1]}: a reference is used no larger than the result"
-    least = LEAST * host.latent_stride
-    if min(picture.size) < least:
-        raise InputError(
-            f"{name}: {width}x{height} pixels, used as {picture.width}x{picture.height}; {host.name} needs {least} on "
-            "both sides: crop it to the part that matters, or find it larger"
-        )
-    return fit(image_to_tensor(picture), host), note
 
 
 def fit(picture: Tensor, host: Host) -> Tensor:
@@ -143,6 +67,15 @@ def check_settings(mode: str, output_type: str, colour: str, steps: int, strengt
         raise InputError(f"guidance_scale is {guidance}; it is 1 (no guidance) or larger")
 
 
+def check_references_per(per: str, references: Photo | Sequence[Photo], gallery: Gallery | None) -> None:
+    if per not in REFERENCES_PER:
+        raise InputError(f"references_per is {per!r}; it is one of {', '.join(REFERENCES_PER)}")
+    if per == "tile" and gallery is None and references:
+        raise InputError(
+            'references_per is "tile": tiles find theirs in a gallery; what you name serves the whole photo'
+        )
+
+
 def checked_tile(tile: int | str, host: Host) -> int:
     least = LEAST * host.latent_stride
     if not isinstance(tile, int) or tile < least:
@@ -167,11 +100,12 @@ def one_canvas(photo: Tensor, references: list[Tensor]) -> tuple[Tensor, list[Te
     return photo, [reference]
 
 
-def check_sizes(mode: str, photo: Tensor, references: Sequence[Tensor]) -> None:
+def check_sizes(mode: str, size: tuple[int, int], references: Sequence[Tensor]) -> None:
+    """`size` is what is restored at once: that of the result, or of its tiles."""
     for reference in references:
-        if mode == "batched" and reference.shape != photo.shape:
-            h, w = reference.shape[-2:]
+        h, w = reference.shape[-2:]
+        if mode == "batched" and (h, w) != size:
             raise InputError(
-                f'mode "batched" needs references of the result\'s size {photo.shape[-1]}x{photo.shape[-2]}, not '
+                f'mode "batched" needs references of the size that is restored at once, {size[1]}x{size[0]}, not '
                 f"{w}x{h}; every other mode takes any size"
             )
