@@ -17,9 +17,12 @@ from ragsr.cli import main
 from ragsr.errors import InputError
 from ragsr.models import load_model
 from ragsr.models.fusion import FusionNet
-from ragsr.models.refnet import save_model
-from ragsr.pipelines import load_pipeline
+from ragsr.models.refnet import RefNet, save_model
+from ragsr.models.ttsr import TTSR, TTSRNet
+from ragsr.pipelines import RefSRPipeline, load_pipeline
+from ragsr.pipelines.restore import load_diffusion
 from ragsr.training.sizes import make_stage
+from ragsr.training.stage_folder import Begin, reference_of
 
 REFERENCE = Image.fromarray(data.astronaut()).crop((100, 0, 300, 180))
 LOW = REFERENCE.crop((0, 0, 160, 128)).resize((40, 32), Image.Resampling.BICUBIC)
@@ -79,6 +82,51 @@ def test_its_own_reference_stage(folder, tmp_path):
     assert pipeline.diffusion is None
     assert pipeline.model.net.config["channels"] == 8
     assert load_pipeline(model=folder).model.net.config == load_model().net.config
+
+
+def test_a_reference_stage_of_ttsr(folder, tmp_path):
+    """Both stages saved together, as one does with those of a published checkpoint, and loaded again."""
+    torch.manual_seed(0)
+    made = RefSRPipeline(TTSR(TTSRNet(4, (1, 1, 1, 1))), diffusion=load_diffusion(folder, torch.device("cpu")), steps=2)
+    made.save_pretrained(tmp_path)
+    faithful = load_pipeline(model=tmp_path)
+    assert faithful.model.name == load_model(tmp_path / "reference").name == "ttsr"
+    rich = load_pipeline(model=tmp_path, quality="rich", steps=2)
+    assert pixels(rich(LOW, [REFERENCE])) == pixels(made(LOW, [REFERENCE])) != pixels(faithful(LOW, [REFERENCE]))
+    assert pixels(faithful(LOW, [REFERENCE])) != pixels(faithful(LOW))
+    with pytest.raises(InputError, match='is not of the model refnet; it must say "model": "refnet"'):
+        RefNet.load(reference_of(Begin(init=tmp_path)))  # training needs one that learns from registered references
+
+
+def test_what_cannot_be_saved(folder, tmp_path):
+    stage = load_diffusion(folder, torch.device("cpu"))
+    with pytest.raises(InputError, match="a pipeline that has no diffusion cannot be saved"):
+        RefSRPipeline(load_model()).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="begins with transfer, without weights"):
+        RefSRPipeline(load_model("transfer"), diffusion=stage).save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_references_may_be_absent_or_many(folder):
+    pipeline = load_pipeline(model=folder, quality="rich", steps=1)
+    several = [REFERENCE, REFERENCE.rotate(5), Image.fromarray(data.coffee()).resize((150, 100))]
+    made = [pipeline(LOW, several[:count]) for count in range(4)]
+    assert [len(one.references) for one in made] == [0, 1, 2, 3]
+    assert made[0].reference_share == 0 < made[1].reference_share
+    assert len({pixels(one) for one in made[:2]}) == 2
+
+
+def test_options_of_the_diffusion(folder):
+    """One's own generator, start and callback reach the second stage through the pipeline."""
+    pipeline, seen = load_pipeline(model=folder, quality="rich", steps=2), []
+    own = pipeline(LOW)
+    callback = {"callback_on_step_end": lambda pipe, step, timestep, given: seen.append(step)}
+    assert pixels(pipeline(LOW, generator=torch.Generator().manual_seed(0), **callback)) == pixels(own)
+    assert seen == [0, 1]
+    assert pixels(pipeline(LOW, generator=torch.Generator().manual_seed(1))) != pixels(own)
+    assert pixels(pipeline(LOW, start="noise")) != pixels(own)
+    with pytest.raises(InputError, match="start is an option of a diffusion, and this pipeline has none"):
+        load_pipeline(model=folder)(LOW, start="noise")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ragsr.errors import InputError
-from ragsr.models.loading import SUFFIXES
+from ragsr.models.loading import SUFFIXES, read_folder
 from ragsr.models.refnet import RefNet
 from ragsr.models.transfer import Transfer
 from ragsr.models.ttsr import TTSR
@@ -23,7 +23,7 @@ def load_model(name_or_path: str | Path = DEFAULT, scale: int = 4) -> RefNet | T
     """A restoration model, for that scale.
 
         load_model("refnet")             what ships; "transfer" is the baseline without training
-        load_model("runs/mine/model")    a folder that `ragsr train refsr` wrote
+        load_model("runs/mine/model")    a folder that `ragsr train refsr` wrote, or `save` of any model
         load_model("TTSR.pt")            a checkpoint of TTSR, or of iRAG for its TTSR part
 
     Raises `InputError` for an unknown name, a scale the model cannot do, and weights that do not fit.
@@ -32,7 +32,7 @@ def load_model(name_or_path: str | Path = DEFAULT, scale: int = 4) -> RefNet | T
     if name in SHIPPED:
         return SHIPPED[name](scale)
     if path.is_dir():
-        return RefNet.load(path, scale)
+        return TTSR.load(path, scale) if read_folder(path) == {"model": TTSR.name} else RefNet.load(path, scale)
     if path.suffix.lower() in SUFFIXES:
         return TTSR.load(path, scale)
     if name == TTSR.name:

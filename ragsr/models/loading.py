@@ -1,15 +1,19 @@
 """Weights from files: read without running anybody's code, compared name by name before a network takes them."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ragsr.errors import InputError
+from ragsr.files import replacing
 
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # what the folder of a model holds
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 SUFFIXES = (".safetensors", *PICKLED)
 WRAPPERS = ("state_dict", "params_ema", "params", "model")  # where training programs put the weights; the first counts
@@ -54,6 +58,29 @@ def load_into(module: nn.Module, weights: dict[str, Tensor], what: str, optional
     """Give `module` the weights, in its own dtypes, after `check_weights` found nothing."""
     check_weights(what, module, weights, optional)
     module.load_state_dict(weights, strict=False)  # what strict would refuse is refused above, but for `optional`
+
+
+# ------------------------------------------------------------------ folders of models
+
+
+def save_folder(folder: Path, config: Mapping[str, Any], module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Write `config`, which names the model, and its weights."""
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
+    weights = {name: value.detach().to(dtype).contiguous() for name, value in module.state_dict().items()}
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(weights, temporary)
+        temporary.chmod(0o644)  # it comes readable for its owner alone
+
+
+def read_folder(folder: Path) -> Any:
+    """What the config says; nothing is known of it but that it is JSON."""
+    try:
+        return json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{folder}: holds no {CONFIG}; name the folder of a saved model") from None
+    except ValueError as error:
+        raise InputError(f"{folder / CONFIG}: is not JSON ({error}); copy the model again") from None
 
 
 # ------------------------------------------------------------------ details

@@ -6,23 +6,19 @@ looks at the photo in its four quarter turns.
 """
 
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ragsr.errors import InputError
-from ragsr.files import replacing
 from ragsr.models.alignment import CONTEXT, align, enlarge_low
 from ragsr.models.fusion import FusionNet
-from ragsr.models.loading import load_into, load_weights
+from ragsr.models.loading import CONFIG, WEIGHTS, load_into, load_weights, read_folder, save_folder
 from ragsr.models.views import PreparedReferences, check_image, views_of
 
 ASSET = Path(__file__).parent.parent / "assets" / "refnet"
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MOST = 1024  # of anything in a config
 
 
@@ -49,6 +45,10 @@ class RefNet:
             raise InputError(f"the model {folder} enlarges {net.scale} times, not {scale} times; use scale {net.scale}")
         load_into(net, load_weights(folder / WEIGHTS), str(folder / WEIGHTS))
         return cls(net)
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `load` reads."""
+        save_model(folder, self.net)
 
     def prepare(self, references: Sequence[Tensor]) -> PreparedReferences:
         """References of any sizes from 8 × 8 pixels, each [1, 3, H, W]; more than 4 megapixels are reduced to 4."""
@@ -77,22 +77,12 @@ def ensemble(net: FusionNet, low: Tensor, enlarged: Tensor, clues: Sequence[Tens
 
 def save_model(folder: Path, net: FusionNet, dtype: torch.dtype = torch.float32) -> None:
     """Write a folder that `RefNet.load` reads."""
-    with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps({"model": RefNet.name, **net.config}, indent=2) + "\n")
-    weights = {name: value.detach().to(dtype).contiguous() for name, value in net.state_dict().items()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary)
-        temporary.chmod(0o644)  # it comes readable for its owner alone
+    save_folder(folder, {"model": RefNet.name, **net.config}, net, dtype)
 
 
 def read_config(folder: Path) -> dict[str, int]:
     """The arguments of `FusionNet`."""
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{folder}: holds no {CONFIG}; name the folder of a saved model") from None
-    except ValueError as error:
-        raise InputError(f"{folder / CONFIG}: is not JSON ({error}); copy the model again") from None
+    config = read_folder(folder)
     if not isinstance(config, dict) or config.pop("model", None) != RefNet.name:
         raise InputError(f'{folder / CONFIG}: is not of the model {RefNet.name}; it must say "model": "{RefNet.name}"')
     names = inspect.signature(FusionNet).parameters

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ragsr.errors import InputError
-from ragsr.models.loading import load_into, load_weights
+from ragsr.models.loading import WEIGHTS, load_into, load_weights, save_folder
 from ragsr.models.ttsr_net import CELLS, Levels, MainNet, Margins, TextureExtractor, Transferred, enlarge
 from ragsr.models.views import check_image, usable
 from ragsr.ops import correlation_topk
@@ -67,10 +67,19 @@ class TTSR:
 
     @classmethod
     def load(cls, path: str | Path, scale: int = SCALE) -> Self:
-        """From a checkpoint of TTSR or iRAG, of any width and depth; raises `InputError` where it is not one."""
+        """From a checkpoint of TTSR or iRAG, of any width and depth, or from a folder that `save` wrote.
+
+        Raises `InputError` where it is none.
+        """
+        path = Path(path)
+        path = path / WEIGHTS if path.is_dir() else path
         if scale != SCALE:
             raise InputError(f"model 'ttsr' enlarges {SCALE} times, not {scale} times; use scale {SCALE}")
         return cls(net_of(load_weights(path), str(path)))
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `load` reads; sizes are read from the shapes of the weights."""
+        save_folder(folder, {"model": self.name}, self.net)
 
     @torch.no_grad()
     def prepare(self, references: Sequence[Tensor]) -> Textures:

@@ -32,6 +32,7 @@ from ragsr.models.sft_unet import SFTUNet
 from ragsr.models.structure import StructureEncoder
 from ragsr.models.tiny_autoencoder import TinyAutoencoder
 from ragsr.models.wrapping import WrappingAutoencoder
+from ragsr.pipelines.schedulers import check_scheduler, schedule_of, takes_generator, timesteps_of
 from ragsr.tiling import Tile, plan_tiles, reflect_to
 
 UNIT = 64  # pixels: the U-Net halves a latent, an eighth of the image, three times
@@ -43,9 +44,11 @@ class DiffusionStage(DiffusionPipeline):
 
     `text_encoder` and `tokenizer` are those of the base model; a network that was trained without text has none.
     `adds_detail`: whether the result is the intermediate one and what the latent adds to it, see above.
+    `schedule`: the noise the U-Net was trained with and what it predicts; None is that of `scheduler`, which may later
+    be replaced by any other that fits it.
     """
 
-    model_cpu_offload_seq = "text_encoder->vae->structure->unet"
+    model_cpu_offload_seq = "text_encoder->unet"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012  # diffusers adds a list to it
     _exclude_from_cpu_offload = ["vae", "structure"]  # noqa: RUF012  # needed in every tile and step
 
@@ -59,9 +62,12 @@ class DiffusionStage(DiffusionPipeline):
         tokenizer: Any = None,
         adds_detail: bool = False,
         detail_scale: float = 1.0,  # of the difference of latents
+        schedule: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.register_to_config(adds_detail=adds_detail, detail_scale=detail_scale)
+        schedule = schedule or schedule_of(scheduler)
+        check_scheduler(scheduler, schedule)
+        self.register_to_config(adds_detail=adds_detail, detail_scale=detail_scale, schedule=schedule)
         self.register_modules(
             vae=vae, unet=unet, structure=structure, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
         )
@@ -98,10 +104,12 @@ class DiffusionStage(DiffusionPipeline):
                     that adds detail: the intermediate result has its colours
         callback_on_step_end  diffusers': called as (pipeline, step, timestep, {"latents": …}); may return the same dict
 
-        Raises `InputError` for images that do not fit each other and for unknown choices.
+        Raises `InputError` for images that do not fit each other, for unknown choices, and for a `scheduler` that the
+        network was not trained for.
         """
         colour = colour or ("none" if self.config.adds_detail else "adain")
         check(low, intermediate, start, fidelity, colour)
+        check_scheduler(self.scheduler, self.config.schedule)
         height, width = low.shape[-2:]
         sides = [-(-side // UNIT) * UNIT for side in (height, width)]
         photo, guide = (
@@ -110,8 +118,8 @@ class DiffusionStage(DiffusionPipeline):
         tiles = plan_tiles(sides[0] // UNIT, sides[1] // UNIT, TILE, SHARED)
 
         text = self.embed(prompt, negative_prompt, guidance_scale)
-        z_low, z_inter = (self.encode(x, tiles, generator) for x in (photo, guide))
-        self.scheduler.set_timesteps(num_inference_steps, device=photo.device)
+        z_low, z_inter = (self.encode(x, tiles) for x in (photo, guide))
+        timesteps_of(self.scheduler, num_inference_steps, photo.device)
         scale = self.config.detail_scale
         latent = self.begin((z_low - z_inter) * scale if self.config.adds_detail else z_low, start, generator)
         conditions = [z_low, z_inter] if self.sees_both else [z_low]
@@ -130,6 +138,14 @@ class DiffusionStage(DiffusionPipeline):
         """Whether the condition is made of the intermediate result too."""
         return bool(self.unet.config.condition_channels == 2 * self.structure.config.out_channels)
 
+    def remember_schedule(self) -> None:
+        """Take what the scheduler does as what the U-Net learns with."""
+        self.register_to_config(schedule=schedule_of(self.scheduler))
+
+    def enable_sequential_cpu_offload(self, *_: Any, **__: Any) -> None:
+        """Refused: it loads weights only for calls of their own layer, and SFT layers use those of several at once."""
+        raise InputError("the diffusion stage cannot be offloaded layer by layer; use enable_model_cpu_offload()")
+
     # -------------------------------------------------------------- the steps
 
     def embed(self, prompt: str, negative_prompt: str, guidance_scale: float) -> Tensor:
@@ -145,16 +161,14 @@ class DiffusionStage(DiffusionPipeline):
         embedded: Tensor = self.text_encoder(tokens.input_ids.to(self._execution_device))[0]
         return embedded.to(self.unet.dtype)
 
-    def encode(self, image: Tensor, tiles: list[Tile], generator: torch.Generator | None) -> Tensor:
-        """[1, 3, H, W] in [-1, 1] -> scaled latent [1, c, H/8, W/8], a sample of the encoder's distribution."""
-        latent = blended(
-            tiles, UNIT // 8, lambda part: self.vae.encode(image[..., *part(UNIT)]).latent_dist.sample(generator)
-        )
+    def encode(self, image: Tensor, tiles: list[Tile]) -> Tensor:
+        """[1, 3, H, W] in [-1, 1] -> scaled latent [1, c, H/8, W/8], the middle of the encoder's distribution."""
+        latent = blended(tiles, UNIT // 8, lambda part: self.vae.encode(image[..., *part(UNIT)]).latent_dist.mode())
         return latent.to(self.unet.dtype) * self.vae.config.scaling_factor
 
     def begin(self, z_low: Tensor, start: str, generator: torch.Generator | None) -> Tensor:
-        """The latent before the first step."""
-        noise = randn_tensor(z_low.shape, generator=generator, device=z_low.device, dtype=z_low.dtype)
+        """The latent before the first step; the noise is the same in every dtype."""
+        noise = randn_tensor(z_low.shape, generator=generator, device=z_low.device).to(z_low.dtype)
         if start == "noise":
             return noise * self.scheduler.init_noise_sigma
         started: Tensor = self.scheduler.add_noise(z_low, noise, self.scheduler.timesteps[:1])
@@ -233,10 +247,6 @@ def guided(prediction: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance: from the negative prompt's prediction through the prompt's, and beyond."""
     negative, positive = prediction.chunk(2)
     return negative + scale * (positive - negative)
-
-
-def takes_generator(scheduler: Any) -> bool:
-    return "generator" in scheduler.step.__code__.co_varnames
 
 
 def check(low: Tensor, intermediate: Tensor, start: str, fidelity: float, colour: str) -> None:

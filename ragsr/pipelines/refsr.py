@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # diffusers takes seconds to import, and few need it
     from ragsr.pipelines.diffusion import DiffusionStage
     from ragsr.pipelines.refir_explain import Explanation
 
+REFERENCE = "reference"  # the folder of the first stage in that of a model with two
 REMEMBERED = 4  # prepared sets of references that are kept: the photos of a folder often share one
 MOST_OF_TILES = 4  # references that are found for single tiles, besides those of the whole photo
 BAND = 256  # rows
@@ -69,6 +70,15 @@ class PhotoModel(Model, Protocol):
         the rows and columns they come from, and how many of them at the left, right, top and bottom are context: what
         is answered there counts for nothing.
         """
+        ...
+
+
+@runtime_checkable
+class SavedModel(Model, Protocol):
+    """A model with weights of its own."""
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `ragsr.models.load_model` reads."""
         ...
 
 
@@ -133,12 +143,16 @@ class RefSRPipeline:
         gallery: Gallery | None = None,
         k: int = 1,
         threshold: float | None = None,
+        **of_diffusion: Any,
     ) -> Restored:
         """Restore one photo with `references`, or with the k nearest of `gallery`, or with neither.
 
         What is found with a score below `threshold` (None: that of the gallery's encoder) is not used: a wrong
-        reference does harm.
+        reference does harm. `of_diffusion` are options of `DiffusionStage.__call__`, such as `start`, `colour`,
+        `generator` and `callback_on_step_end`; `InputError` where there is no diffusion.
         """
+        if of_diffusion and self.diffusion is None:
+            raise InputError(f"{next(iter(of_diffusion))} is an option of a diffusion, and this pipeline has none")
         milliseconds: dict[str, float] = {}
         with timed(milliseconds, "load"):
             low = self.load(photo)
@@ -156,8 +170,16 @@ class RefSRPipeline:
             restored, weight = self.restore(low, prepared)
         if self.diffusion is not None and self.steps is not None:
             with timed(milliseconds, "diffuse"):
-                restored = self.diffuse(self.diffusion, low, restored, self.steps)
+                restored = self.diffuse(self.diffusion, low, restored, self.steps, **of_diffusion)
         return Restored(picture_of(restored), found, weight, milliseconds, rejected)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write both stages to a folder that `load_pipeline(model=folder, quality="rich")` reads."""
+        if self.diffusion is None or not isinstance(self.model, SavedModel):
+            what = "has no diffusion" if self.diffusion is None else f"begins with {self.model.name}, without weights"
+            raise InputError(f"a pipeline that {what} cannot be saved; give it a reference stage and a diffusion stage")
+        self.diffusion.save_pretrained(folder)
+        self.model.save(Path(folder) / REFERENCE)
 
     def load(self, photo: str | Path | Image.Image | Tensor) -> Tensor:
         """The photo as a tensor [1, 3, h, w], checked."""
@@ -208,12 +230,12 @@ class RefSRPipeline:
             restore_part = self.for_photo(at_least(low).to(self.device), prepared)
             return restore_parts(restore_part, low, self.model.scale, self.tile, self.model.context)
 
-    def diffuse(self, stage: "DiffusionStage", low: Tensor, intermediate: Tensor, steps: int) -> Tensor:
+    def diffuse(self, stage: "DiffusionStage", low: Tensor, intermediate: Tensor, steps: int, **options: Any) -> Tensor:
         """The second stage: the photo [1, 3, h, w] and the intermediate result [1, 3, H, W] -> [1, 3, H, W]."""
         height, width = intermediate.shape[-2:]
         enlarged = resize(low, (height, width)).clamp(0, 1)
-        generator = torch.Generator().manual_seed(self.seed)  # on the CPU: one noise for every device
-        return stage(enlarged, intermediate, num_inference_steps=steps, generator=generator)
+        own = {"generator": torch.Generator().manual_seed(self.seed)}  # on the CPU: one noise for every device
+        return stage(enlarged, intermediate, num_inference_steps=steps, **(own | options))
 
     def for_photo(self, low: Tensor, prepared: Any) -> PartCall:
         """What restores the tiles of this photo."""

@@ -14,13 +14,13 @@ from ragsr.errors import InputError
 from ragsr.gallery import Gallery
 from ragsr.models import DEFAULT, load_model
 from ragsr.pipelines.refir_restorer import ReFIROptions, ReFIRRestorer, load_refir
-from ragsr.pipelines.refsr import RefSRPipeline, Restored
+from ragsr.pipelines.refsr import REFERENCE, RefSRPipeline, Restored
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and few need it
     from ragsr.pipelines.diffusion import DiffusionStage
 
 Photo = str | Path | Image.Image
-STAGES, REFERENCE = "model_index.json", "reference"  # what a folder with a diffusion stage holds
+STAGES = "model_index.json"  # what a folder with a diffusion stage holds
 STEPS = 10  # of the diffusion, where the model does not say
 RICH = Path(__file__).parent.parent / "assets" / "rich"  # the diffusion stage that ships, for `DEFAULT`
 

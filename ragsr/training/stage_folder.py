@@ -12,7 +12,8 @@ import torch
 from ragsr.errors import InputError
 from ragsr.models.refnet import ASSET, RefNet, save_model
 from ragsr.pipelines.diffusion import DiffusionStage
-from ragsr.pipelines.restore import REFERENCE, STAGES, load_diffusion
+from ragsr.pipelines.refsr import REFERENCE
+from ragsr.pipelines.restore import STAGES, load_diffusion
 from ragsr.training.run import Settings
 from ragsr.training.sizes import make_stage
 

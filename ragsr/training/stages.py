@@ -181,6 +181,7 @@ class DiffusionTraining:
         self.stage = initial_stage(settings, begin)
         self.stage.scheduler = make_scheduler(settings.predicts)
         self.reference = RefNet.load(reference_of(begin))
+        self.stage.remember_schedule()
         checks = make_examples(held, mix, CHECKS, out / "examples" / "validation")
         self.checks = [load_example(path) for path in checks]
         paths = make_examples(seen, mix, examples, out / "examples")
