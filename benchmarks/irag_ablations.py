@@ -21,9 +21,8 @@ interval of 95 % is a bootstrap over scenes, as photos of one scene are not inde
 import argparse
 import json
 import sys
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +32,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ragsr.evaluation import Pack, Query, load_pack
+from ragsr.codes import DEFAULT
+from ragsr.evaluation import Pack, Query, interval, load_pack, pack_gallery
 from ragsr.evaluation.restoring import random_reference
 from ragsr.gallery import Gallery
 from ragsr.image import load_image
-from ragsr.metrics import haarpsi, niqe, psnr
+from ragsr.metrics import load_measures
 from ragsr.models.resample import resize
 from ragsr.pipelines import RefSRPipeline, load_pipeline
 
-METRICS: dict[str, Callable[[Image.Image, Image.Image], float]] = {
-    "psnr": lambda made, truth: psnr(made, truth),
-    "haarpsi": lambda made, truth: haarpsi(made, truth),
-    "niqe": lambda made, _: niqe(made),
-}
-RESAMPLES = 2000  # of the bootstrap
+METRICS = ("psnr", "haarpsi", "niqe")
 Scores = dict[str, list[float]]  # by metric, in the order of the photos
 
 
@@ -68,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", metavar="DIR", required=True, help="an evaluation pack")
     parser.add_argument("--model", metavar="[NAME=]DIR", action="append", default=[], help="a model with diffusion")
     parser.add_argument("--stage", metavar="NAME|PATH", action="append", default=[], help="a reference stage alone")
-    parser.add_argument("--encoder", default="baseline-64", help="whose codes find references (%(default)s)")
+    parser.add_argument("--encoder", default=DEFAULT, help="whose codes find references (%(default)s)")
     parser.add_argument("--degradation", choices=("bicubic", "degraded"), default="bicubic")
     parser.add_argument("--groups", nargs="+", default=["multiview", "synthcrop"], help="of photos (%(default)s)")
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N photos")
@@ -80,8 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("give a --model or a --stage")
     pack = load_pack(args.data, args.degradation, args.groups, args.limit)
     tables = {}
-    with tempfile.TemporaryDirectory() as folder, Gallery.create(Path(folder) / "gallery", args.encoder) as gallery:
-        gallery.add([pack.folder / name for name in pack.references], progress=False)
+    with pack_gallery(pack, args.encoder) as gallery:
         for given in args.model:
             name, path = given.split("=", 1) if "=" in given else (given, given)
             tables[name] = compared(pack, of_model(path, args.steps, args.seed), gallery, args.seed)
@@ -121,12 +115,13 @@ def compared(pack: Pack, cases: dict[str, Case], gallery: Gallery, seed: int) ->
     """Per case: means, and the differences to the first case with their intervals."""
     generator = np.random.default_rng(seed)
     others = [random_reference(generator, pack, query) for query in pack.queries]
+    measures = load_measures(METRICS)
     found: dict[str, Scores] = {name: defaultdict(list) for name in cases}
     for query, other in tqdm(list(zip(pack.queries, others, strict=True)), unit="photo", disable=None):
         truth = load_image(query.truth)
         for name, (pipeline, kind) in cases.items():
             made = restored(pipeline, kind, query, pack, other, gallery)
-            for metric, measure in METRICS.items():
+            for metric, measure in measures.items():
                 found[name][metric].append(measure(made, truth))
     scenes = [query.scene for query in pack.queries]
     first = found[next(iter(cases))]
@@ -154,16 +149,6 @@ def summary(scores: Scores, first: Scores, scenes: Sequence[str], seed: int) -> 
             "interval": interval(differences, scenes, seed),
         }
     return told
-
-
-def interval(differences: np.ndarray, scenes: Sequence[str], seed: int) -> tuple[float, float]:
-    """Of 95 % for the mean, by drawing whole scenes again and again."""
-    groups = [differences[[scene == one for scene in scenes]] for one in sorted(set(scenes))]
-    sums, counts = np.array([group.sum() for group in groups]), np.array([len(group) for group in groups])
-    drawn = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
 
 
 # ------------------------------------------------------------------ what is told

@@ -15,17 +15,17 @@ from skimage import data
 from ragsr.cli import main
 from ragsr.codes import load_encoder
 from ragsr.errors import InputError
-from ragsr.evaluation import evaluate_restore, evaluate_retrieval, load_pack, ranking
+from ragsr.evaluation import evaluate_restore, evaluate_retrieval, interval, load_pack, pack_gallery, ranking
 from ragsr.evaluation.pack import load_low, load_truth
 from ragsr.evaluation.restoring import mean_scores
 from ragsr.evaluation.retrieval import rates
 from ragsr.evaluation.retrieval_report import plot
 from ragsr.gallery import Gallery
-from ragsr.metrics import psnr, ssim
+from ragsr.metrics import haarpsi, niqe, psnr, ssim
 from ragsr.pipelines import RefSRPipeline
 
 PHOTOS = {"multiview/cat": data.chelsea, "pairs/cup": data.coffee, "synthcrop/face": data.astronaut}
-SIZE = (96, 80)
+SIZE = (120, 100)  # NIQE needs 96 pixels a side
 
 
 class Bicubic:
@@ -116,10 +116,14 @@ def test_scores_are_those_of_the_restored_photo(pack):
     rows = evaluate_restore(found, RefSRPipeline(Bicubic()), preset="irag")
     truth, low = Image.open(found.queries[0].truth), Image.open(found.queries[0].low)
     enlarged = low.resize(SIZE, Image.Resampling.BICUBIC)
-    assert rows[0].scores["bicubic"].psnr == psnr(enlarged, truth, "irag")
-    assert rows[0].scores["bicubic"].ssim == ssim(enlarged, truth, "irag")
+    assert rows[0].scores["bicubic"].metrics == {
+        "psnr": psnr(enlarged, truth, "irag"),
+        "ssim": ssim(enlarged, truth, "irag"),
+        "haarpsi": haarpsi(enlarged, truth),
+        "niqe": niqe(enlarged),
+    }
     restored = RefSRPipeline(Bicubic())(low).image
-    assert rows[0].scores["none"].psnr == psnr(restored, truth, "irag")
+    assert rows[0].scores["none"].metrics["psnr"] == psnr(restored, truth, "irag")
     assert rows[0].scores["best"].references == ["multiview/cat/ref_00.jpg"]
     assert (rows[0].scores["none"].reference_share, rows[0].scores["best"].reference_share) == (0, 1)
 
@@ -141,21 +145,43 @@ def test_a_photo_without_references_has_no_best(pack):
     means = mean_scores(rows)
     assert {name: m["photos"] for name, m in means.items()} == {"bicubic": 4, "none": 4, "best": 3, "random": 4}
     assert means["bicubic"]["mean_gain"] == means["bicubic"]["worst_gain"] == 0
-    gains = [row.scores["best"].psnr - row.scores["bicubic"].psnr for row in rows[:3]]
+    gains = [row.scores["best"].metrics["psnr"] - row.scores["bicubic"].metrics["psnr"] for row in rows[:3]]
     assert means["best"]["mean_gain"] == pytest.approx(sum(gains) / 3)
     assert means["best"]["worst_gain"] == min(gains)
+    values = [row.scores["best"].metrics["niqe"] for row in rows[:3]]
+    assert means["best"]["niqe"] == pytest.approx(sum(values) / 3)
+    assert means["best"]["intervals"]["niqe"] == interval(values, ["cat", "cup", "face"])
+
+
+def test_the_interval_covers_the_mean_and_knows_scenes():
+    values = np.random.default_rng(0).normal(1, 1, 60)
+    low, high = interval(values, [str(i) for i in range(60)])
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(4 / 60**0.5, rel=0.3)
+    repeated = np.repeat(values[:6], 10)
+    wide = np.subtract(*interval(repeated, [str(i // 10) for i in range(60)])[::-1])
+    assert wide > 1.5 * np.subtract(*interval(repeated, [str(i) for i in range(60)])[::-1])
+    assert interval([3.0, 3.0], ["one", "two"]) == (3.0, 3.0)
 
 
 def test_a_gallery_gives_the_references(pack, tmp_path):
     with Gallery.create(tmp_path / "gallery") as gallery:
         gallery.add([pack / "multiview", pack / "synthcrop"], progress=False)
         rows = evaluate_restore(load_pack(pack), RefSRPipeline(Bicubic()), ["gallery"], gallery, k=2)
-    used = [
-        row.scores["gallery"].references for row in rows
-    ]  # of other scenes the gallery has none that is near enough
+    used = [sorted(row.scores["gallery"].references) for row in rows]  # of other scenes none is near enough
     scenes = ("multiview/cat", "synthcrop/face")
     cat, face = ([f"{scene}/query_0.png", f"{scene}/ref_00.jpg"] for scene in scenes)
     assert used == [cat, [], face, []]
+
+
+def test_retrieved_references_are_those_of_the_pack(pack):
+    found = load_pack(pack)
+    with pack_gallery(found) as gallery:
+        folder = gallery.folder
+        rows = evaluate_restore(found, RefSRPipeline(Bicubic()), ["retrieved"], gallery, metrics=["psnr"])
+    used = [row.scores["retrieved"].references for row in rows]
+    assert used == [*([f"{place}/ref_00.jpg"] for place in PHOTOS), []]  # for a single nothing is like enough
+    assert not folder.exists()
 
 
 class Page(HTMLParser):
@@ -172,20 +198,59 @@ class Page(HTMLParser):
 
 def test_eval_restore_writes_numbers_and_a_page(pack, tmp_path, capsys):
     numbers, page = tmp_path / "out" / "r.json", tmp_path / "out" / "r.html"
-    command = ["eval", "restore", "--data", str(pack), "--groups", "multiview", "--reference", "none", "best"]
-    assert main([*command, "--json", str(numbers), "--html", str(page), "--device", "cpu"]) == 0
-    told = capsys.readouterr().out
+    command = ["eval", "restore", "--data", str(pack), "--groups", "multiview", "synthcrop"]
+    command += ["--reference", "none", "best", "retrieved", "--device", "cpu"]
+    assert main([*command, "--json", str(numbers), "--html", str(page)]) == 0
+    told = capsys.readouterr().out.splitlines()
     found = json.loads(numbers.read_text())
     assert (found["preset"], found["model"], found["degradation"]) == ("refir", "refnet", "bicubic")
-    assert set(found["mean"]) == {"bicubic", "none", "best"}
+    assert set(found["mean"]) == {"bicubic", "none", "best", "retrieved"}
     assert {"commit", "command", "versions", "seconds", "peak_memory_mib", "device"} <= set(found["run"])
-    scores = found["rows"][0]["scores"]
-    assert "(refir)" in told
-    assert f"{scores['best']['psnr']:.2f} / {scores['best']['ssim']:.4f}" in told
+    assert found["metrics"]["psnr"]["computed"].startswith("preset refir")
+    assert {name: one["better"] for name, one in found["metrics"].items()} == {
+        "psnr": "higher",
+        "ssim": "higher",
+        "haarpsi": "higher",
+        "niqe": "lower",
+    }
+    scores, mean = found["rows"][0]["scores"], found["mean"]["best"]
+    photo = next(line for line in told if line.startswith("multiview/cat"))
+    assert photo.split()[1:] == [f"{scores[method]['psnr']:.2f}" for method in found["mean"]]
+    best = next(line for line in told if line.startswith("best"))
+    for name, digits in (("psnr", 2), ("ssim", 4), ("haarpsi", 4), ("niqe", 3)):
+        low, high = mean["intervals"][name]
+        assert low < mean[name] < high  # of two scenes
+        assert f" {mean[name]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" in best
+    assert any("PSNR (refir), dB ↑" in line and "SSIM (refir) ↑" in line and "NIQE ↓" in line for line in told)
     shown = Page(page.read_text())
-    assert len(shown.addresses) == 6  # low quality, truth, bicubic, none, best, its reference
+    assert len(shown.addresses) == 2 * 8  # low quality, truth, bicubic, none, best, retrieved, two references
     assert all(address.startswith("data:image/jpeg;base64,") for address in shown.addresses)
-    assert "refir" in page.read_text()
+    assert f"best · PSNR (refir), dB {scores['best']['psnr']:.2f} · SSIM (refir) " in page.read_text()
+
+
+def test_eval_restore_by_chosen_metrics(pack, tmp_path, capsys):
+    numbers = tmp_path / "r.json"
+    command = [
+        "eval",
+        "restore",
+        "--data",
+        str(pack),
+        "--degradation",
+        "degraded",
+        "--limit",
+        "1",
+        "--reference",
+        "none",
+    ]
+    assert main([*command, "--preset", "irag", "--metric", "haarpsi", "ssim", "--json", str(numbers)]) == 0
+    found = json.loads(numbers.read_text())
+    assert list(found["metrics"]) == ["haarpsi", "ssim"]
+    assert "psnr" not in found["rows"][0]["scores"]["none"]
+    assert "mean_gain" not in found["mean"]["none"]
+    told = capsys.readouterr().out
+    assert told.startswith("HaarPSI ")
+    assert "SSIM (irag) ↑" in told
+    assert "PSNR" not in told
 
 
 # ------------------------------------------------------------------ retrieval
@@ -347,6 +412,11 @@ def test_cufed5_without_references(tmp_path):
         (["retrieval", "--data", "PACK", "--encoder", "magic"], "no encoder 'magic'"),
         (["retrieval", "--data", "PACK", "--candidates", "nowhere"], "nowhere: there is no such file"),
         (["restore", "--data", "PACK", "--preset", "best"], "no preset 'best'; there are: refir"),
+        (
+            ["restore", "--data", "PACK", "--metric", "beauty"],
+            "no metric 'beauty'; there are: psnr, ssim, haarpsi, niqe",
+        ),
+        (["restore", "--data", "PACK", "--metric", "psnr", "lpips"], 'pip install "ragsr[metrics]"'),
         (["restore", "--data", "PACK", "--model", "magic"], "'magic'"),
         (["restore", "--data", "PACK", "--gallery", "nowhere"], "nowhere: no gallery there"),
         (["restore", "--data", "PACK", "--limit", "-1"], "limit is -1"),

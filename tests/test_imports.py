@@ -38,6 +38,7 @@ BELOW = {
 FOREIGN = {
     "diffusers": {"pipelines", "hosts", "models", "training", "chains"},
     "triton": {"kernels"},
+    "pyiqa": {"metrics"},
     "ragsr._index": {"search"},
 }
 

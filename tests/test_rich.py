@@ -1,20 +1,29 @@
 """`quality="rich"`: the reference stage and then diffusion, on a tiny model with random weights."""
 
-import importlib.util
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from skimage import data
 
 pytest.importorskip("diffusers")
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-import ragsr  # what follows needs diffusers
+import irag_ablations  # what follows needs diffusers
+import irag_evidence
+import irag_sheet
+import irag_tables
+
+import ragsr
 from ragsr.cli import main
 from ragsr.errors import InputError
+from ragsr.evaluation import load_pack
+from ragsr.metrics import haarpsi, niqe, psnr, ssim
 from ragsr.models import load_model
 from ragsr.models.fusion import FusionNet
 from ragsr.models.refnet import RefNet, save_model
@@ -164,35 +173,29 @@ def test_the_command(folder, tmp_path, capsys):
 # ------------------------------------------------------------------ ablations
 
 
-@pytest.fixture(scope="module")
-def ablations():
-    path = Path(__file__).parents[1] / "benchmarks" / "irag_ablations.py"
-    spec = importlib.util.spec_from_file_location("irag_ablations", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def write_pack(folder):
     """Two scenes, a photo and a reference of each."""
     truths = {}
     (folder / "lq_bicubic_x4").mkdir(parents=True)
+    (folder / "lq_degraded_x4").mkdir()
     for scene in ("astronaut", "coffee"):
         place = folder / "pairs" / scene
         place.mkdir(parents=True)
         good = Image.fromarray(getattr(data, scene)()).crop((100, 0, 228, 128))
         good.save(place / "query_0.png")
-        good.resize((32, 32), Image.Resampling.BICUBIC).save(folder / "lq_bicubic_x4" / f"{scene}_query_0.png")
+        low = good.resize((32, 32), Image.Resampling.BICUBIC)
+        low.save(folder / "lq_bicubic_x4" / f"{scene}_query_0.png")
+        low.filter(ImageFilter.GaussianBlur(0.7)).save(folder / "lq_degraded_x4" / f"{scene}_query_0.png")
         good.rotate(3).save(place / "ref_00.png")
         reference = f"pairs/{scene}/ref_00.png"
         truths[f"pairs/{scene}/query_0.png"] = {"scene": scene, "best": [reference], "same_scene": [reference]}
     (folder / "retrieval_truth.json").write_text(json.dumps(truths))
 
 
-def test_ablations(ablations, folder, tmp_path, capsys):
+def test_ablations(folder, tmp_path, capsys):
     write_pack(tmp_path / "pack")
     command = ["--data", str(tmp_path / "pack"), "--groups", "pairs", "--model", f"mine={folder}", "--steps", "1"]
-    assert ablations.main([*command, "--stage", "transfer", "--json", str(tmp_path / "out.json")]) == 0
+    assert irag_ablations.main([*command, "--stage", "transfer", "--json", str(tmp_path / "out.json")]) == 0
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["photos"] == 2
     assert list(document["tables"]["mine"]) == ["whole", "-H", "-RM", "-R", "faithful"]
@@ -204,11 +207,110 @@ def test_ablations(ablations, folder, tmp_path, capsys):
     assert "-RM" in capsys.readouterr().out
 
 
-def test_the_interval_covers_the_mean_and_knows_scenes(ablations):
-    values = np.random.default_rng(0).normal(1, 1, 60)
-    low, high = ablations.interval(values, [str(i) for i in range(60)], 0)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(4 / 60**0.5, rel=0.3)
-    repeated = np.repeat(values[:6], 10)
-    wide = np.subtract(*ablations.interval(repeated, [str(i // 10) for i in range(60)], 0)[::-1])
-    assert wide > 1.5 * np.subtract(*ablations.interval(repeated, [str(i) for i in range(60)], 0)[::-1])
+# ------------------------------------------------------------------ evidence
+
+
+@pytest.fixture(scope="module")
+def evidence(folder, tmp_path_factory):
+    """Of the tiny model, with random weights: the document, and the folder of its sheets."""
+    made = tmp_path_factory.mktemp("evidence")
+    write_pack(made / "pack")
+    command = ["--data", str(made / "pack"), "--groups", "pairs", "--model", str(folder), "--steps", "1"]
+    command += ["--json", str(made / "out.json"), "--markdown", str(made / "out.md"), "--sheets", str(made / "sheets")]
+    assert irag_evidence.main(command) == 0
+    return json.loads((made / "out.json").read_text()), made
+
+
+def test_evidence_is_what_the_pipeline_gives(evidence, folder):
+    """Every case once per photo and input, with the pixels of the front door."""
+    document, made = evidence
+    rows = document["rows"]
+    cases = {(row["stage"], row["reference"]) for row in rows}
+    kinds = ("true", "retrieved", "none", "random")
+    assert cases == {("bicubic", None), *((stage, kind) for stage in ("faithful", "rich") for kind in kinds)}
+    assert len(rows) == 2 * 2 * len(cases) == len({(r["photo"], r["input"], r["stage"], r["reference"]) for r in rows})
+    (row,) = (
+        r
+        for r in rows
+        if (r["scene"], r["input"], r["stage"], r["reference"]) == ("coffee", "degraded", "rich", "random")
+    )
+    assert row["references"] == ["pairs/astronaut/ref_00.png"]
+    low, truth = made / "pack/lq_degraded_x4/coffee_query_0.png", Image.open(made / "pack/pairs/coffee/query_0.png")
+    references = [made / "pack" / name for name in row["references"]]
+    direct = ragsr.restore(low, references=references, model=folder, quality="rich", steps=1).image
+    assert row["metrics"] == {"psnr": psnr(direct, truth), "ssim": ssim(direct, truth)} | {
+        "haarpsi": haarpsi(direct, truth),
+        "niqe": niqe(direct),
+    }
+    assert (document["steps"], document["model"]) == (1, folder.name)
+    assert "unet/diffusion_pytorch_model.safetensors" in document["weights"]
+    assert {"commit", "versions", "devices"} <= set(document["provenance"])
+
+
+def test_what_is_the_same_is_computed_once(folder, monkeypatch):
+    """Equal references, and references that come to the same intermediate result."""
+    pipeline = load_pipeline(model=folder, quality="rich", steps=1)
+    low, calls = pipeline.load(LOW), []
+    diffuse = pipeline.diffuse
+    monkeypatch.setattr(pipeline, "diffuse", lambda *inputs: calls.append(inputs) or diffuse(*inputs))
+    monkeypatch.setattr(pipeline, "prepare", lambda references: (len(references) // 2, []))
+    monkeypatch.setattr(pipeline, "restore", lambda low, kind: (torch.full((1, 3, 128, 160), 0.2 + kind / 2), None))
+    references = {"true": ("a", "b"), "retrieved": ("a", "b"), "none": (), "random": ("c",)}
+    made = dict(irag_evidence.restored(pipeline, LOW, references, ["rich"]))
+    assert len(calls) == 2
+    assert [seconds is None for _, seconds in made.values()] == [True, False, True, False, False]  # bicubic is first
+    pictures = {kind: picture.tobytes() for (_, kind), (picture, _) in made.items()}
+    assert pictures["true"] == pictures["retrieved"] != pictures["none"] == pictures["random"]
+    assert torch.equal(calls[0][1], low)
+
+
+def test_means_and_differences_of_the_evidence(evidence):
+    document, made = evidence
+    rows = {(r["photo"], r["input"], r["stage"], r["reference"]): r["metrics"] for r in document["rows"]}
+    photos = sorted({row["photo"] for row in document["rows"]})
+    told = {(d["input"], d["case"], d["minus"]): d["metrics"] for d in document["differences"]}
+    assert len(told) == 2 * (3 + 2 * 3)  # stage to stage, and reference to reference in both
+    one, other = ([rows[p, "bicubic", "rich", kind]["niqe"] for p in photos] for kind in ("none", "random"))
+    found = told["bicubic", "rich, none", "rich, random"]["niqe"]
+    assert found["mean"] == pytest.approx((sum(one) - sum(other)) / 2)
+    assert found["interval"][0] <= found["mean"] <= found["interval"][1]
+    assert ("degraded", "rich, true", "bicubic") in told
+    text = (made / "out.md").read_text()
+    assert "| rich, true − faithful, true |" in text
+    assert "PSNR (refir), dB ↑ | SSIM (refir) ↑ | HaarPSI ↑ | NIQE ↓ |" in text
+
+
+def test_a_verdict_needs_the_whole_interval():
+    scenes = [str(number) for number in range(8)]
+
+    def verdict(metric, shift, noise):
+        values = shift + noise * np.linspace(-1, 1, 8)
+        rows = [{"scene": s, "metrics": {metric: v}} for s, v in zip(scenes, values, strict=True)]
+        return irag_tables.verdicts(irag_tables.means(rows, 0))["metrics"][metric]["verdict"]
+
+    assert [verdict("psnr", shift, 0.1) for shift in (1, -1, 0)] == ["better", "worse", "open"]
+    assert [verdict("niqe", shift, 0.1) for shift in (1, -1, 0)] == ["worse", "better", "open"]
+    assert verdict("psnr", 0.1, 1) == "open"
+
+
+def test_sheets_show_pixels_and_stay_out_of_the_repository(evidence, capsys):
+    sheets = evidence[1] / "sheets"
+    assert {path.name for path in sheets.iterdir()} == {
+        f"{name}{kind}.png" for name in ("bicubic", "degraded") for kind in ("", "_squares")
+    }
+    assert Image.open(sheets / "degraded.png").width > 6 * 320  # low, bicubic, faithful, rich, truth, reference
+    picture = Image.new("RGB", (400, 300))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8))
+    picture.paste(noise, (120, 40))
+    assert irag_sheet.most_textured(picture) == (120, 40, 376, 296)
+    assert irag_sheet.most_textured(picture.resize((100, 80))) == (0, 0, 100, 80)
+    with pytest.raises(SystemExit):
+        irag_evidence.main(["--data", "x", "--model", "x", "--sheets", str(Path(irag_sheet.__file__).parent / "x")])
+    assert "lies in the repository" in capsys.readouterr().err
+
+
+def test_scenes_are_spread_over_the_pack(evidence):
+    pack = load_pack(evidence[1] / "pack", groups=["pairs"])
+    many = replace(pack, queries=tuple(replace(pack.queries[0], scene=str(n // 2), name=str(n)) for n in range(18)))
+    assert [query.name for query in irag_evidence.spread(many, 3).queries] == ["0", "1", "8", "9", "16", "17"]
+    assert irag_evidence.spread(many, 99) == irag_evidence.spread(many, None) == many

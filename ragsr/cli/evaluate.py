@@ -1,7 +1,10 @@
 """`ragsr eval restore` and `ragsr eval retrieval`: measure on a pack of photos with known truth."""
 
 import argparse
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ from ragsr.errors import InputError
 
 if TYPE_CHECKING:  # the library is imported when a command runs, so that --help is instant
     from ragsr.evaluation import Pack
+    from ragsr.gallery import Gallery
 
 PACK = "an evaluation pack: a folder with retrieval_truth.json, lq_bicubic_x4 and lq_degraded_x4"
 
@@ -32,26 +36,38 @@ def add_parser(commands: Any) -> None:
 def add_restore(kinds: Any) -> None:
     parser = kinds.add_parser(
         "restore",
-        help="PSNR and SSIM of restored photos",
-        description="Restore the photos of a pack and print PSNR and SSIM per photo and mean, beside bicubic.",
+        help="PSNR, SSIM, HaarPSI and NIQE of restored photos",
+        description="Restore the photos of a pack and print how good they are, beside bicubic: PSNR per photo, and the "
+        "means of all metrics with their 95 % interval over the scenes. --json and --html tell all of every photo.",
         epilog="example: ragsr eval restore --data pack --json restore.json --html restore.html",
     )
     parser.add_argument("--data", metavar="DIR", type=Path, required=True, help=PACK)
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--reference",
-        choices=("none", "best", "random"),
+        choices=("none", "best", "retrieved", "random"),
         nargs="+",
-        default=["none", "best", "random"],
-        help="without, with the true reference, with one of another scene (all three)",
+        default=["none", "best", "retrieved", "random"],
+        help="without, with the true reference, with what is found among all references of the pack, with one of "
+        "another scene (all four)",
     )
     source.add_argument("--gallery", metavar="DIR", type=Path, help="without, and with what this gallery finds")
     parser.add_argument(
-        "-k", metavar="N", type=int, default=1, help="references per photo from the gallery (%(default)s)"
+        "-k", metavar="N", type=int, default=1, help="references per photo that are found (%(default)s)"
     )
     _add_pack_options(parser, ["multiview", "synthcrop"])
     parser.add_argument(
-        "--degradation", choices=("bicubic", "degraded"), default="bicubic", help="of the photos (%(default)s)"
+        "--degradation",
+        choices=("bicubic", "degraded"),
+        default="bicubic",
+        help="which of the pack's low-quality copies are restored (%(default)s)",
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        nargs="+",
+        help="psnr, ssim, haarpsi, niqe (these four; niqe needs 96 pixels a side), and lpips, dists, clipiqa, musiq, "
+        'fid, which need pip install "ragsr[metrics]"',
     )
     parser.add_argument("--preset", default="refir", help="refir, irag, c2 or ttsr: how PSNR and SSIM are computed")
     add_model_options(parser)
@@ -110,29 +126,52 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
 
 
 def run_restore(args: argparse.Namespace) -> int:
-    from contextlib import nullcontext
-
     from ragsr.evaluation import evaluate_restore, report
-    from ragsr.gallery import Gallery
-    from ragsr.metrics import find_preset
+    from ragsr.evaluation.restoring import fids
+    from ragsr.metrics import USUAL, find_metric, find_preset
 
     started = time.perf_counter()
     find_preset(args.preset)
+    metrics = list(dict.fromkeys(args.metric or USUAL))
+    for name in metrics:
+        find_metric(name)
     pack = _load_pack(args, args.degradation)
     pipeline = load_pipeline_of(args)
     methods = ["none", "gallery"] if args.gallery else args.reference
-    with Gallery.open(args.gallery) if args.gallery else nullcontext() as gallery:
-        rows = evaluate_restore(pack, pipeline, methods, gallery, args.k, args.preset, args.seed)
-    print(report.restore_lines(rows, args.preset))
+    with _searched(args, pack) as gallery, _sets(metrics) as sets:
+        rows = evaluate_restore(pack, pipeline, methods, gallery, args.k, args.preset, args.seed, metrics, sets)
+        of_sets = fids(sets, str(pipeline.device)) if sets else None
     names = ("preset", "degradation", "groups", "pipeline", "model", "quality", "scale", "seed", "k")
     settings = {name: getattr(args, name) for name in names} | {"tile": pipeline.tile, "steps": pipeline.steps}
     settings["options"] = refir_options(args)
-    document = report.restore_document(rows, settings, report.run_facts(started, str(pipeline.device)))
+    facts = report.run_facts(started, str(pipeline.device))
+    document = report.restore_document(rows, settings, facts, of_sets)
+    print(report.restore_lines(rows, document))
     if args.json:
         report.write_json(args.json, document)
     if args.html:
         report.write_text(args.html, report.restore_page(rows, document))
     return 0
+
+
+def _searched(args: argparse.Namespace, pack: "Pack") -> AbstractContextManager["Gallery | None"]:
+    """The gallery that references are found in: the user's, or the pack's own references, or none."""
+    from ragsr.evaluation import pack_gallery
+    from ragsr.gallery import Gallery
+
+    if args.gallery:
+        return Gallery.open(args.gallery)
+    return pack_gallery(pack) if "retrieved" in args.reference and pack.references else nullcontext()
+
+
+@contextmanager
+def _sets(metrics: Sequence[str]) -> Iterator[Path | None]:
+    """A folder for the pictures that FID compares, if it is asked for."""
+    if "fid" not in metrics:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def run_retrieval(args: argparse.Namespace) -> int:

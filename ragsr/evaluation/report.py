@@ -7,7 +7,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from typing import Any
 from PIL import Image
 
 from ragsr.env import provenance
-from ragsr.evaluation.restoring import METHODS, RestoreRow, mean_scores
+from ragsr.evaluation.restoring import METHODS, RestoreRow, Score, mean_scores
 from ragsr.files import replacing
+from ragsr.metrics.extra import FID
+from ragsr.metrics.named import describe, find_metric, title
 
 Facts = dict[str, Any]
 STYLE = """
@@ -57,52 +59,104 @@ def write_json(path: Path, document: Facts) -> None:
 # ------------------------------------------------------------------ restoring
 
 
-def restore_document(rows: Sequence[RestoreRow], settings: Facts, facts: Facts) -> Facts:
+def restore_document(
+    rows: Sequence[RestoreRow], settings: Facts, facts: Facts, fids: Mapping[str, float] | None = None
+) -> Facts:
+    """All that was measured; `settings` name the preset, and `fids` are of sets and so not in the rows."""
     listed = [
-        {"photo": row.query.name, "group": row.query.group, "scores": {m: asdict(s) for m, s in row.scores.items()}}
+        {"photo": row.query.name, "group": row.query.group, "scores": {m: flat(s) for m, s in row.scores.items()}}
         for row in rows
     ]
-    return {"evaluation": "restore", **settings, "mean": mean_scores(rows), "rows": listed, "run": facts}
-
-
-def restore_lines(rows: Sequence[RestoreRow], preset: str) -> str:
-    """A table: a line per photo, then the means and the gains over bicubic."""
     means = mean_scores(rows)
-    width = max(len(row.query.name) for row in rows)
-    lines = [f"{f'PSNR in dB / SSIM ({preset})':<{width}}" + "".join(f"{method:>16}" for method in means)]
+    for method, value in (fids or {}).items():
+        means[method][FID] = value
+    metrics = [*rows[0].scores["bicubic"].metrics, *([FID] if fids else [])]
+    told = {name: describe(name, settings["preset"]) for name in metrics}
+    return {"evaluation": "restore", **settings, "metrics": told, "mean": means, "rows": listed, "run": facts}
+
+
+def flat(score: Score) -> Facts:
+    told = asdict(score)
+    metrics: Facts = told.pop("metrics")
+    return metrics | told
+
+
+def restore_lines(rows: Sequence[RestoreRow], document: Facts) -> str:
+    """Two tables: the first metric of every photo by method, then the means of all metrics."""
+    head, *lines = mean_table(document)
+    cells = [[f"mean [95 % over {most_scenes(document)} scenes]", *head[1:]], *lines]
+    return "\n".join([*first_metric(rows, document), "", *aligned(cells)])
+
+
+def first_metric(rows: Sequence[RestoreRow], document: Facts) -> list[str]:
+    name, preset, methods = next(iter(document["metrics"])), document["preset"], document["mean"]
+    if name == FID:
+        return []
+    cells = [[title(name, preset), *methods]]
     for row in rows:
-        cells = [row.scores.get(method) for method in means]
-        told = [f"{score.psnr:.2f} / {score.ssim:.4f}" if score else "-" for score in cells]
-        lines.append(f"{row.query.name:<{width}}" + "".join(f"{cell:>16}" for cell in told))
-    lines.append(f"{'mean':<{width}}" + "".join(f"{m['psnr']:>7.2f} / {m['ssim']:.4f}" for m in means.values()))
-    lines.append(f"{'photos':<{width}}" + "".join(f"{m['photos']:>16}" for m in means.values()))
-    for name in ("mean_gain", "worst_gain"):
-        label = f"{name.replace('_', ' ')} over bicubic, dB"
-        lines.append(f"{label:<{width}}" + "".join(f"{m[name]:>+16.2f}" for m in means.values()))
-    return "\n".join(lines)
+        values = [row.scores[method].metrics[name] if method in row.scores else None for method in methods]
+        cells.append([row.query.name, *("-" if value is None else number(name, value) for value in values)])
+    return aligned(cells)
+
+
+def mean_table(document: Facts) -> list[list[str]]:
+    """A line per method, a column per metric; lines of gain over bicubic where PSNR was measured."""
+    names, preset = list(document["metrics"]), document["preset"]
+    gains = "psnr" in names
+    head = ["", "photos", *(f"{title(name, preset)} {'↑' if find_metric(name).higher else '↓'}" for name in names)]
+    lines = [head + [f"gain in PSNR ({preset}), dB", "worst gain"] * gains]
+    for method, means in document["mean"].items():
+        line = [method, str(means["photos"]), *(with_interval(name, means) for name in names)]
+        lines.append(line + ([f"{means['mean_gain']:+.2f}", f"{means['worst_gain']:+.2f}"] if gains else []))
+    return lines
+
+
+def with_interval(name: str, means: Facts) -> str:
+    told = number(name, means[name])
+    if name not in means["intervals"]:
+        return told
+    low, high = means["intervals"][name]
+    return f"{told} [{number(name, low)}, {number(name, high)}]"
+
+
+def number(name: str, value: float) -> str:
+    return f"{value:.{find_metric(name).digits}f}"
+
+
+def most_scenes(document: Facts) -> int:
+    return max(means["scenes"] for means in document["mean"].values())
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of text in columns, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells]
 
 
 def restore_page(rows: Sequence[RestoreRow], document: Facts) -> str:
-    means = document["mean"]
-    head = ["", *means]
-    lines = [
-        ["PSNR, dB", *(f"{m['psnr']:.2f}" for m in means.values())],
-        ["SSIM", *(f"{m['ssim']:.4f}" for m in means.values())],
-        ["mean gain over bicubic, dB", *(f"{m['mean_gain']:+.2f}" for m in means.values())],
-        ["worst gain, dB", *(f"{m['worst_gain']:+.2f}" for m in means.values())],
-        ["photos", *(str(m["photos"]) for m in means.values())],
+    head, *lines = mean_table(document)
+    legend = "; ".join(f"<b>{name}</b> {METHODS[name]}" for name in document["mean"] if name in METHODS)
+    sources = "; ".join(
+        f"<b>{one['title']}</b> {html.escape(one['computed'])}, {one['better']} is better"
+        for one in document["metrics"].values()
+    )
+    intro = (
+        f"<p>Preset <b>{document['preset']}</b>, degradation {document['degradation']}. {legend}.</p><p>{sources}. "
+        f"In brackets: 95 %, by drawing the {most_scenes(document)} scenes again and again.</p>"
+    )
+    sections = [
+        f"<section><h2>{html.escape(row.query.name)}</h2>{_restore_figures(row, document['preset'])}</section>"
+        for row in rows
     ]
-    legend = "; ".join(f"<b>{name}</b> {METHODS[name]}" for name in means if name in METHODS)
-    intro = f"<p>Preset <b>{document['preset']}</b>, degradation {document['degradation']}. {legend}.</p>"
-    sections = [f"<section><h2>{html.escape(row.query.name)}</h2>{_restore_figures(row)}</section>" for row in rows]
     return page("Restoring", intro + table(head, lines) + "".join(sections), document["run"])
 
 
-def _restore_figures(row: RestoreRow) -> str:
+def _restore_figures(row: RestoreRow, preset: str) -> str:
     figures = []
     for name, picture in row.pictures.items():
-        score = row.scores.get(name)
-        figures.append(figure(picture, f"{name} · {score.psnr:.2f} dB, {score.ssim:.4f}" if score else name))
+        metrics = row.scores[name].metrics if name in row.scores else {}
+        told = [f"{title(metric, preset)} {number(metric, value)}" for metric, value in metrics.items()]
+        figures.append(figure(picture, " · ".join([name, *told])))
     return f'<div class="row">{"".join(figures)}</div>'
 
 
