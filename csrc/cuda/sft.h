@@ -1,5 +1,4 @@
-// What one thread does in the kernels of csrc/cuda/sft.cu. It also compiles for the host, where
-// tests/csrc/sft_driver.cpp runs every thread of every block in turn.
+// What one thread does in the kernels of group_norm_sft_forward.
 //
 // Features are [batch, channels, positions]. A thread reads vectors of V elements (16 bytes) along positions or, for
 // channels-last, along channels; V = 1 where the sizes do not allow it. γ, β and the residual may lie in any way:
@@ -115,9 +114,14 @@ RAGSR_BOTH void divide(int64_t n, int64_t d, int64_t& quotient, int64_t& rest) {
   rest = n - quotient * d;
 }
 
+RAGSR_BOTH void divide(int n, int d, int& quotient, int& rest) {
+  quotient = static_cast<int>(static_cast<unsigned>(n) / static_cast<unsigned>(d));
+  rest = n - quotient * d;
+}
+
 // The v-th vector of [channels, positions], in the order of memory: its first channel and position.
-template <int V, Along A>
-RAGSR_BOTH void place(int64_t v, int64_t channels, int64_t positions, int64_t& c, int64_t& p) {
+template <int V, Along A, class Index>
+RAGSR_BOTH void place(Index v, Index channels, Index positions, Index& c, Index& p) {
   if constexpr (A == Along::positions) {
     divide(v, positions / V, c, p);
     p *= V;
@@ -224,22 +228,35 @@ RAGSR_BOTH Real activate(Real t, Activation activation) {
   return t;
 }
 
+// What modulates one vector.
+template <int V, class T>
+struct Maps {
+  Pack<T, V> gamma, beta, residual;  // residual: where there is one
+};
+
+template <int V, Along A, class T, class Real>
+RAGSR_BOTH Maps<V, T> read_maps(const Problem<T, Real>& k, int64_t b, int64_t c, int64_t p) {
+  Maps<V, T> maps;
+  maps.gamma = read<V, A, true>(k.gamma, b, c, p);
+  maps.beta = read<V, A, true>(k.beta, b, c, p);
+  if (k.residual.data) maps.residual = read<V, A, true>(k.residual, b, c, p);
+  return maps;
+}
+
 // Everything after the statistics, on one vector. mean(i) and rstd(i) are those of its i-th element.
 template <int V, Along A, class T, class Real, class Mean, class Rstd>
 RAGSR_BOTH void modulate(const Problem<T, Real>& k, int64_t b, int64_t c, int64_t p, const Pack<T, V>& z,
-                         const Mean& mean, const Rstd& rstd) {
-  const Pack<T, V> gamma = read<V, A, true>(k.gamma, b, c, p), beta = read<V, A, true>(k.beta, b, c, p);
+                         const Maps<V, T>& maps, const Mean& mean, const Rstd& rstd) {
   const Pack<T, V> weight = read_channels<V, A>(k.weight, c), bias = read_channels<V, A>(k.bias, c);
-  Pack<T, V> skip, out;
-  if (k.residual.data) skip = read<V, A, true>(k.residual, b, c, p);
+  Pack<T, V> out;
   RAGSR_UNROLL
   for (int i = 0; i < V; ++i) {
     const Real value = static_cast<Real>(z.at[i]), z_hat = (value - mean(i)) * rstd(i);
     const Real affine = z_hat * static_cast<Real>(weight.at[i]) + static_cast<Real>(bias.at[i]);
-    Real y = affine * (1 + static_cast<Real>(gamma.at[i])) + static_cast<Real>(beta.at[i]);
+    Real y = affine * (1 + static_cast<Real>(maps.gamma.at[i])) + static_cast<Real>(maps.beta.at[i]);
     y = activate(y, k.activation);
     if (k.mixed) y = k.share * y + (1 - k.share) * value;
-    if (k.residual.data) y += static_cast<Real>(skip.at[i]);
+    if (k.residual.data) y += static_cast<Real>(maps.residual.at[i]);
     out.at[i] = static_cast<T>(y);
   }
   write_vector(k.out.at(b, c, p), out);

@@ -1,18 +1,16 @@
-// The kernels of group_norm_sft_forward; csrc/cuda/sft.cu says which runs when.
+// The kernels of group_norm_sft_forward that cut a group up: statistics of parts, their merging, the result.
+// csrc/cuda/sft_plan.h says when they run.
 #pragma once
 
-#include <cuda_runtime.h>
-
+#include "device.h"
 #include "sft.h"
 
 namespace ragsr::gpu {
 
-constexpr int kMostThreads = 512;  // of held_kernel
-
 template <class Real>
 __device__ Moments<Real> merge_warp(Moments<Real> moments) {
   constexpr unsigned all = 0xffffffffu;
-#pragma unroll
+  RAGSR_UNROLL
   for (int distance = 16; distance > 0; distance /= 2) {
     const Moments<Real> other{__shfl_down_sync(all, moments.count, distance),
                               __shfl_down_sync(all, moments.mean, distance),
@@ -43,45 +41,6 @@ __device__ Real inverse_deviation(const Moments<Real>& moments, Real eps) {
   return 1 / sqrt(moments.m2 / moments.count + eps);
 }
 
-// The group lies in shared memory between its one read and the write; a thread finds there what it put there itself.
-template <int V, Along A, class T, class Real>
-__global__ void __launch_bounds__(kMostThreads, 1) held_kernel(const Problem<T, Real> k) {
-  extern __shared__ __align__(16) unsigned char room[];
-  Pack<T, V>* held = reinterpret_cast<Pack<T, V>*>(room);
-  const int64_t group = blockIdx.x, vectors = k.members * k.positions / V;
-  int64_t b, first, c, p;
-  divide(group, k.groups, b, first);
-  first *= k.members;
-  Streams<V, Real> streams;
-  for (int64_t start = threadIdx.x; start < vectors; start += kInFlight * blockDim.x) {
-    Pack<T, V> z[kInFlight];
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      const int64_t v = start + i * blockDim.x;
-      if (v >= vectors) continue;
-      place<V, A>(v, k.members, k.positions, c, p);
-      z[i] = read_joined<V, A, true>(k, b, first + c, p);
-    }
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      const int64_t v = start + i * blockDim.x;
-      if (v >= vectors) continue;
-      held[v] = z[i];
-      streams.add(z[i]);
-    }
-  }
-  const Moments<Real> moments = merge_block(streams.all());
-  const Real mean = moments.mean, rstd = inverse_deviation(moments, k.eps);
-  for (int64_t v = threadIdx.x; v < vectors; v += blockDim.x) {
-    place<V, A>(v, k.members, k.positions, c, p);
-    modulate<V, A>(k, b, first + c, p, held[v], [=](int) { return mean; }, [=](int) { return rstd; });
-  }
-  if (threadIdx.x == 0) {
-    k.mean[group] = mean;
-    k.rstd[group] = rstd;
-  }
-}
-
 // `means` and `m2s` are [B, C, S].
 template <int V, Along A, class T, class Real>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -105,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (row < height) {
       Streams<V, Real> streams;
       if (channel < k.channels) streams = gather<V, A>(k, b, channel, start, stop, row, height);
-#pragma unroll
+  RAGSR_UNROLL
       for (int i = 0; i < V; ++i) {
         rows[row * width + column * V + i] = {streams.count, streams.mean[i], streams.m2[i]};
       }
@@ -151,7 +110,7 @@ __global__ void __launch_bounds__(kThreads, 3) apply_kernel(const Problem<T, Rea
   divide(c, k.members, group, member);
   group += b * k.groups;
   Real mean[V], rstd[V];
-#pragma unroll
+  RAGSR_UNROLL
   for (int i = 0; i < V; ++i) {
     mean[i] = k.mean[group];
     rstd[i] = k.rstd[group];
@@ -160,7 +119,8 @@ __global__ void __launch_bounds__(kThreads, 3) apply_kernel(const Problem<T, Rea
       member = 0;
     }
   }
-  modulate<V, A>(k, b, c, p, z, [&](int i) { return mean[i]; }, [&](int i) { return rstd[i]; });
+  const Maps<V, T> maps = read_maps<V, A>(k, b, c, p);
+  modulate<V, A>(k, b, c, p, z, maps, [&](int i) { return mean[i]; }, [&](int i) { return rstd[i]; });
 }
 
 }  // namespace ragsr::gpu

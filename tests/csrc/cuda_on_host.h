@@ -1,11 +1,15 @@
 // Runs CUDA kernels on the host, thread by thread: the same source as on a GPU, so that selection, merging and tails can be
 // tested where there is none.
 //
-// Every thread of a block is a fiber. A fiber runs until it waits for its block (`__syncthreads`) or its warp (ballots,
-// shuffles, `__syncwarp`); then another one goes on, in an order drawn at random. Blocks run one after the other. A block
-// whose threads wait at different places, or do not all come, is an error and says so.
+// Every thread of a block is a fiber. A fiber runs until it waits for its block (`__syncthreads`), its warp (ballots,
+// shuffles, `__syncwarp`) or other blocks (csrc/cuda/team.h); then another one goes on, in an order drawn at random. `launch`
+// runs blocks one after the other, `launch_together` all at once. A block whose threads wait at different places, or do not
+// all come, is an error and says so; so are blocks that wait for one another for ever, and reading the shared memory of a
+// block that has left.
 //
-// What it cannot show: races between threads that never wait for one another, and anything about time.
+// What it cannot show: races between threads that never wait for one another, what a GPU may see of another block's writes
+// before it has waited for them, and anything about time. Variables that are `__shared__` are the same for all blocks: blocks
+// that run at once must use the shared memory whose size is given at the launch.
 #pragma once
 
 #include <setjmp.h>
@@ -38,26 +42,34 @@ constexpr size_t kStack = 128 << 10;
 
 enum class Place { running, warp, block, done };
 
+struct Block;
+
 struct Thread {
   ucontext_t start;
   jmp_buf here;
   bool started = false;
   Index3 index;
+  Block* block = nullptr;
   Place place = Place::running;
-  uint64_t given = 0;  // to a collective of its warp or block
+  uint64_t given = 0;      // to a collective of its warp or block
+  unsigned cluster_arrivals = 0;
 };
 
 struct Block {
+  Index3 index;
   std::vector<Thread> threads;
   std::vector<uint64_t> warp_given;  // what the threads gave to the last collective, once all were there
   uint64_t any = 0;                  // of the last __syncthreads_or
   std::vector<unsigned char> shared;
-  Thread* current = nullptr;
-  jmp_buf scheduler;
-  std::function<void()> kernel;
 };
 
-inline Block* block = nullptr;
+inline std::vector<Block> blocks;  // those that run at once
+inline unsigned cluster_size = 1;
+inline Thread* current = nullptr;
+inline Block* block = nullptr;  // of the current thread
+inline jmp_buf scheduler;
+inline std::function<void()> kernel;
+inline uint64_t progress = 0;  // steps other than asking in vain
 inline std::mt19937 order(1);
 
 [[noreturn]] inline void fail(const char* what) {
@@ -66,35 +78,41 @@ inline std::mt19937 order(1);
 }
 
 inline void enter() {
-  block->kernel();
-  block->current->place = Place::done;
-  _longjmp(block->scheduler, 1);
+  kernel();
+  current->place = Place::done;
+  ++progress;
+  _longjmp(scheduler, 1);
 }
 
 // A context is entered once; from then on jumps switch between fibers, many times faster.
 __attribute__((noinline)) inline void resume(Thread& thread) {
-  block->current = &thread;
-  if (_setjmp(block->scheduler) != 0) return;
+  current = &thread;
+  block = thread.block;
+  if (_setjmp(scheduler) != 0) return;
   if (thread.started) _longjmp(thread.here, 1);
   thread.started = true;
   setcontext(&thread.start);
 }
 
+inline void give_way() {
+  if (_setjmp(current->here) == 0) _longjmp(scheduler, 1);
+}
+
 inline void wait(Place place, uint64_t given) {
-  Thread* self = block->current;
-  self->place = place;
-  self->given = given;
-  if (_setjmp(self->here) == 0) _longjmp(block->scheduler, 1);
+  current->place = place;
+  current->given = given;
+  ++progress;
+  give_way();
 }
 
 // What the lanes of the caller's warp gave, one word each.
 inline const uint64_t* exchange(uint64_t given) {
   wait(Place::warp, given);
-  return &block->warp_given[block->current->index.x / kLanes * kLanes];
+  return &block->warp_given[current->index.x / kLanes * kLanes];
 }
 
 // Lets those go on who have all arrived at the same kind of place. Threads that have ended do not count.
-inline bool release() {
+inline bool release(Block* block) {
   bool released = false;
   const size_t threads = block->threads.size();
   for (size_t first = 0; first < threads; first += kLanes) {
@@ -125,28 +143,32 @@ inline bool release() {
     }
     released = true;
   }
-  return released || alive == 0;
+  return released;
 }
 
-inline void run_block() {
+inline bool ended(const Block& of) {
+  return std::all_of(of.threads.begin(), of.threads.end(), [](const Thread& t) { return t.place == Place::done; });
+}
+
+inline void run_blocks() {
   std::vector<Thread*> ready;
-  for (;;) {
+  uint64_t before = progress;
+  for (int in_vain = 0;; in_vain = progress == before ? in_vain + 1 : 0, before = progress) {
+    if (in_vain > 2) fail("blocks wait for one another for ever");
     ready.clear();
-    for (Thread& thread : block->threads)
-      if (thread.place == Place::running) ready.push_back(&thread);
-    if (ready.empty()) {
-      if (!release()) fail("a block is stuck: its threads wait at different places");
-      bool alive = false;
-      for (const Thread& thread : block->threads) alive |= thread.place != Place::done;
-      if (!alive) return;
-      continue;
-    }
+    for (Block& b : blocks)
+      for (Thread& thread : b.threads)
+        if (thread.place == Place::running) ready.push_back(&thread);
     std::shuffle(ready.begin(), ready.end(), order);
     for (Thread* thread : ready) resume(*thread);
+    bool released = false;
+    for (Block& b : blocks) released |= release(&b);
+    if (std::all_of(blocks.begin(), blocks.end(), ended)) return;
+    if (ready.empty() && !released) fail("a block is stuck: its threads wait at different places");
   }
 }
 
-inline Index3 block_index, block_size, grid_size;
+inline Index3 block_size, grid_size;
 
 inline char* stack_of(size_t thread) {  // kept from launch to launch
   static std::vector<std::unique_ptr<char[]>> stacks;
@@ -154,41 +176,59 @@ inline char* stack_of(size_t thread) {  // kept from launch to launch
   return stacks[thread].get();
 }
 
-__attribute__((noinline)) inline void prepare(Thread& thread, unsigned number) {
+__attribute__((noinline)) inline void prepare(Thread& thread, unsigned number, unsigned fiber) {
   thread.index.x = number;
   thread.place = Place::running;
   thread.started = false;
   getcontext(&thread.start);
-  thread.start.uc_stack.ss_sp = stack_of(number);
+  thread.start.uc_stack.ss_sp = stack_of(fiber);
   thread.start.uc_stack.ss_size = kStack;
   thread.start.uc_link = nullptr;
   makecontext(&thread.start, enter, 0);
 }
 
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int shared, const Arguments&... arguments) {
-  if (blocks < 1 || blocks > 0x7fffffff) fail("a launch of no blocks, or of too many");
-  Block state;
-  state.kernel = [&] { kernel(arguments...); };
-  state.threads.resize(static_cast<size_t>(threads));
-  state.warp_given.resize(static_cast<size_t>(threads));
-  block = &state;
-  block_size.x = static_cast<unsigned>(threads);
-  grid_size.x = static_cast<unsigned>(blocks);
-  for (int64_t b = 0; b < blocks; ++b) {
-    block_index.x = static_cast<unsigned>(b);
-    state.shared.assign(static_cast<size_t>(shared), 0xAB);
+// Blocks [first, last) at once.
+inline void run_some(int64_t first, int64_t last, int threads, int shared) {
+  blocks.clear();
+  blocks.resize(static_cast<size_t>(last - first));
+  unsigned fiber = 0;
+  for (Block& b : blocks) {
+    b.index.x = static_cast<unsigned>(first++);
+    b.threads.resize(static_cast<size_t>(threads));
+    b.warp_given.resize(static_cast<size_t>(threads));
+    b.shared.assign(static_cast<size_t>(shared), 0xAB);
     unsigned number = 0;
-    for (Thread& thread : state.threads) prepare(thread, number++);
-    run_block();
+    for (Thread& thread : b.threads) {
+      thread.block = &b;
+      prepare(thread, number++, fiber++);
+    }
   }
-  block = nullptr;
+  run_blocks();
+}
+
+// `at_once` blocks run together, in clusters of `cluster`.
+template <class... Parameters, class... Arguments>
+void launch_some(void (*function)(Parameters...), int64_t count, int64_t at_once, int64_t cluster, int threads, int shared,
+                 const Arguments&... arguments) {
+  if (count < 1 || count > 0x7fffffff) fail("a launch of no blocks, or of too many");
+  if (count % cluster != 0 || at_once % cluster != 0) fail("a cluster that is not whole");
+  kernel = [&] { function(arguments...); };
+  block_size.x = static_cast<unsigned>(threads);
+  grid_size.x = static_cast<unsigned>(count);
+  cluster_size = static_cast<unsigned>(cluster);
+  for (int64_t first = 0; first < count; first += at_once)
+    run_some(first, std::min(first + at_once, count), threads, shared);
+}
+
+template <class Kernel, class... Arguments>
+void launch(Kernel function, int64_t count, int threads, int shared, const Arguments&... arguments) {
+  launch_some(function, count, 1, 1, threads, shared, arguments...);
 }
 
 }  // namespace emulation
 
-#define threadIdx (emulation::block->current->index)
-#define blockIdx (emulation::block_index)
+#define threadIdx (emulation::current->index)
+#define blockIdx (emulation::block->index)
 #define blockDim (emulation::block_size)
 #define gridDim (emulation::grid_size)
 
@@ -221,6 +261,11 @@ T from_lane(T value, int lane) {
   const uint64_t* given = emulation::exchange(word);
   std::memcpy(&value, &given[lane & (emulation::kLanes - 1)], sizeof value);
   return value;
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, unsigned step) {
+  const int lane = static_cast<int>(threadIdx.x % emulation::kLanes), other = lane + static_cast<int>(step);
+  return from_lane(value, other < emulation::kLanes ? other : lane);
 }
 template <class T>
 T __shfl_up_sync(unsigned, T value, unsigned step) {
@@ -257,5 +302,40 @@ T atomicMin(T* at, T value) {
 }
 
 namespace ragsr {
+
 inline unsigned char* dynamic_shared() { return emulation::block->shared.data(); }
+
+// As in csrc/cuda/team.h.
+inline void arrive(unsigned* counter) {
+  ++*counter;
+  ++emulation::progress;
+}
+inline void wait_for(const unsigned* counter, unsigned number) {
+  while (*counter < number) emulation::give_way();
+}
+inline void cluster_arrive() {
+  ++emulation::current->cluster_arrivals;
+  ++emulation::progress;
+}
+inline emulation::Block& cluster_block(unsigned rank) {
+  const unsigned own = blockIdx.x - emulation::blocks[0].index.x;
+  return emulation::blocks[own / emulation::cluster_size * emulation::cluster_size + rank];
+}
+inline bool cluster_arrived(unsigned number) {
+  for (unsigned rank = 0; rank < emulation::cluster_size; ++rank)
+    for (const emulation::Thread& thread : cluster_block(rank).threads)
+      if (thread.cluster_arrivals < number) return false;
+  return true;
+}
+inline void cluster_wait() {
+  while (!cluster_arrived(emulation::current->cluster_arrivals)) emulation::give_way();
+}
+template <class T>
+const T* in_block(const T* own, unsigned rank) {
+  emulation::Block& other = cluster_block(rank);
+  if (emulation::ended(other)) emulation::fail("a block reads the shared memory of one that has left");
+  const auto offset = reinterpret_cast<const unsigned char*>(own) - emulation::block->shared.data();
+  return reinterpret_cast<const T*>(other.shared.data() + offset);
+}
+
 }  // namespace ragsr
