@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from limits import read_limit
 from torch import Tensor
 
-from . import Case
+from . import Case, LeftOut, only_on
 
 GROUPS = 32
+REGIMES = ("block", "cluster", "grid", "split")  # of the CUDA C++ forward, csrc/cuda/sft_plan.h
 
 
 def spade(x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -52,6 +53,22 @@ def backward_peers(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> 
     return prepare
 
 
+def in_regime(name: str) -> Callable[..., Callable[[], Any]]:
+    """The CUDA C++ forward, forced; left out where it was not built, and where the device cannot do these maps so."""
+
+    def prepare(*args: Any) -> Callable[[], Any]:
+        run = getattr(torch.ops.ragsr, "group_norm_sft_forward_as", None)
+        if run is None:
+            raise LeftOut
+        try:
+            run(name, *args)
+        except RuntimeError:
+            raise LeftOut from None
+        return lambda: run(name, *args)[0]
+
+    return only_on("cuda", prepare)
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False)
@@ -77,7 +94,7 @@ def forward(*shape: int, dtype: torch.dtype = torch.float32, layout: str = "") -
     def make() -> tuple[Any, ...]:
         return *operands(shape, dtype, layout), 1e-5, None, None, None, None
 
-    return case("group_norm_sft_forward", "SPADE", make, shape, dtype, layout, 4, forward_peers)
+    return case("group_norm_sft_forward", "SPADE", make, shape, dtype, layout, 4, forward_peers, REGIMES)
 
 
 def concatenation(*shape: int, share: float = 0.9, dtype: torch.dtype = torch.float32) -> Case:
@@ -109,10 +126,12 @@ def case(
     layout: str,
     passes: int,
     peers: Callable[..., Any],
+    regimes: tuple[str, ...] = (),
 ) -> Case:
     name = f"{layer} {'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')} {layout}".strip()
     bytes_ = float(passes * torch.Size(shape).numel() * dtype.itemsize)
     around = {"eager": peers(eager), "torch.compile": peers(compiled)}
+    around |= {f"CUDA C++, {regime}": in_regime(regime) for regime in regimes}
     return Case(op, name, make, bytes_, "B", around, limit=lambda device: read_limit(device, int(bytes_)))
 
 

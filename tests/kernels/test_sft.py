@@ -1,10 +1,6 @@
 """The Triton kernels, on a GPU or in Triton's interpreter, against the plain form in float64; how they are cut; where
 they read. And what a thread of the CUDA C++ forward does, on the host."""
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -155,15 +151,3 @@ def test_far_offsets_take_64_bits():
     sample = launch.View(None, 0, 1 << 24, 1)
     assert not launch.needs_64_bits((1, 64, 1 << 24), sample)
     assert launch.needs_64_bits((1, 128, 1 << 24), None, sample)
-
-
-# ------------------------------------------------------------------ CUDA C++
-
-
-@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
-def test_cuda_threads_on_the_host(tmp_path):
-    root, program = Path(__file__).parents[2], tmp_path / "driver"
-    source = root / "tests/csrc/sft_driver.cpp"
-    subprocess.run(["c++", "-std=c++17", "-O1", f"-I{root / 'csrc'}", source, "-o", program], check=True)
-    done = subprocess.run([program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
