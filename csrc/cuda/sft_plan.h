@@ -5,16 +5,23 @@
 //     grid       any number of blocks do, all on the chip at once                 "
 //     split      statistics of parts, then the result: x is read twice            sft_kernels.h
 //
-// Of those that are possible the plan takes the one in which the busiest processor has the least to move; waiting and
-// further launches count as what could have been moved meanwhile. For 16-bit features of one sample [C, H, W] in 32 groups:
+// Of those that are possible the plan takes the one in which a processor has the least to move; waiting and further launches
+// count as what could have been moved meanwhile. 16-bit features in 32 groups, NCHW; teams in brackets:
 //
-//                         H100, H200        A100           RTX 4090
-//     1280 x 8 x 8        block             block          block
-//     640 x 32 x 32       cluster of 4      split          block
-//     320 x 64 x 64       cluster of 4      split          split
+//     [B, C, H, W]            MB     H100, H200      A100           RTX 4090       MB moved: held    split
+//     1, 1280, 8, 8          0.2     block           block          block                   0.7      0.8
+//     2, 640, 32, 32         2.6     cluster [4]     block          block                  10.5     13.1
+//     1, 320, 64, 64         2.6     cluster [8]     split          split                  10.5     13.1
+//     2, 320, 64, 64         5.2     cluster [4]     block          split                  21.0     26.2
+//     8, 320, 64, 64        21.0     block           block          block                  83.9    104.9
+//     2, 320, 128, 128      21.0     cluster [4]     grid [6]       grid [8]               83.9    104.9
+//     1, 256, 256, 256      33.6     cluster [8]     grid [13]      grid [32]             134.2    167.8
+//     1, 128, 512, 512      67.1     grid [33]       grid [27]      grid [64]             268.4    335.5
+//     1, 128, 1024, 1024   268.4     grid [132]      grid [108]     grid [128]           1073.7   1342.2
 //
-// The constants are derived from data sheets and were not measured yet. `Device` launches kernels and lends memory; the
-// tests have one that runs on the host.
+// Held, x, γ, β and the result are moved once: 8 bytes an element; split, x is read again: 10, of which L2 gives 2 where x
+// stays in it. The constants are derived from data sheets and were not measured yet. `Device` launches kernels and lends
+// memory; the tests have one that runs on the host.
 #pragma once
 
 #include <optional>
@@ -94,8 +101,8 @@ inline Plan team_of(const Bundles& n, const Chip& chip, int64_t size, int beside
   return plan;
 }
 
-// The busiest processor moves `shares`, a few bytes faster than in the mean since it has the memory to itself at the end;
-// it waits `rounds` times, but moves for one team while another waits.
+// The busiest processor moves `shares`, the last of them with the memory almost to itself: half of what it has more than the
+// mean counts. It waits `rounds` times, but moves for one team while another waits.
 inline int64_t cost_of(const Plan& plan, const Bundles& n, const Chip& chip, int64_t shares, int64_t rounds,
                        int64_t wait, int64_t overlap) {
   const int64_t mean = n.count * n.vectors * n.vector_bytes / chip.processors;
