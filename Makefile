@@ -3,6 +3,8 @@
 # make lint    ruff and mypy
 # make bench   time the ops against their plain forms and other libraries, the search and the restoration on this machine:
 #              benchmarks/results/ and the tables and the picture of docs/retrieval.md; RUN=--resume goes on after a stop
+# make rich    train what `--quality rich` uses, from the photos in DATA and the published autoencoder in AUTOENCODER (a
+#              folder with taef2_encoder.pth and taef2_decoder.pth): RUNS/rich/model, two hours of one core
 # make gpu     on a machine with an NVIDIA GPU, in the Python that already has torch: build, GPU tests, benchmarks; ten
 #              minutes, nothing is fetched; needs torch, numpy, setuptools, pybind11 and pytest in PYTHON, and nvcc
 #
@@ -11,6 +13,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= benchmarks/results
+RUNS ?= runs
+TRAIN = $(BIN)/ragsr train refsr --data "$(DATA)" --precision bf16
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 BUILD_TOOLS := setuptools wheel ninja pybind11 numpy
@@ -19,7 +23,7 @@ export PIP_CONSTRAINT := $(abspath constraints.txt)
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo test lint bench rich gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready-demo
@@ -41,6 +45,19 @@ bench: $(VENV)/.ready-bench
 	$(BIN)/python -m pytest benchmarks/test_retrieval.py -k vgg --benchmark-json=$(OUT)/table6_vgg.json
 	$(BIN)/python benchmarks/retrieval_page.py --results $(OUT)
 	$(BIN)/python benchmarks/restore_cost.py --json $(OUT)/restore_cost_refnet.json
+
+rich: $(VENV)/.ready-test
+	$(TRAIN) --stage autoencoder --autoencoder "$(AUTOENCODER)" --steps 240 --batch 2 --rate 1e-4 \
+	    --out $(RUNS)/autoencoder
+	$(TRAIN) --stage joint --alpha 0 --init $(RUNS)/autoencoder/model --reference refnet --pairs 2000 --steps 800 \
+	    --rate 3e-4 --out $(RUNS)/reference-one
+	$(TRAIN) --stage joint --alpha 0 --init $(RUNS)/reference-one/model --pairs 2000 --steps 1500 --rate 5e-4 \
+	    --out $(RUNS)/reference
+	$(TRAIN) --stage diffusion --picture-share 0 --init $(RUNS)/reference-one/model --pairs 700 --steps 2200 \
+	    --rate 5e-4 --out $(RUNS)/latents
+	$(TRAIN) --stage diffusion --init $(RUNS)/latents/model --reference $(RUNS)/reference/model/reference --pairs 850 \
+	    --steps 1200 --batch 6 --side 128 --rate 3e-4 --picture-share 10 --perceptual ragsr/assets/hash/hash-64 \
+	    --perceptual-share 1 --gan 0.01 --sampling-steps 2 --out $(RUNS)/rich
 
 gpu:
 	$(PYTHON) benchmarks/gpu.py --out $(OUT)

@@ -1,22 +1,16 @@
-"""The cases of `cases/match.py` under pytest-benchmark: pytest benchmarks/test_match.py
+"""Patch matching and texture transfer against the originals' formulas, in the form of pytest-benchmark.
 
-`benchmarks/run.py --op match` times them against their peers; this is for comparing commits.
+pytest benchmarks/test_match.py --benchmark-group-by=group
+RAGSR_QUICK=1 pytest benchmarks/test_match.py
 """
 
 import pytest
-import torch
 from cases.match import CASES
+from under_pytest import everyone, time_contestant
 
-import ragsr.ops  # noqa: F401  defines the ops
-from ragsr.testing import assert_matches_plain
-
-pytest.importorskip("pytest_benchmark", reason="pip install pytest-benchmark")
+pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_match(benchmark, case):
-    torch.manual_seed(0)
-    inputs = case.make()
-    assert_matches_plain(case.op, *inputs)
-    benchmark.extra_info |= {"work": case.work, "unit": case.unit}
-    benchmark(getattr(torch.ops.ragsr, case.op), *inputs)
+@pytest.mark.parametrize(("case", "who"), everyone(CASES))
+def test_match(benchmark, case, who):
+    time_contestant(benchmark, case, who)

@@ -1,6 +1,7 @@
 """What `benchmarks/run.py` times: one module per family, each with a list `CASES`."""
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -26,6 +27,14 @@ class Case(NamedTuple):
     few: int | None = None  # the plain form answers this many rows of the first argument, its time is scaled
     run: Prepare | None = None  # timed in place of an op that is none of torch's; its peers then check it
     on_request: bool = False  # takes long, or much memory or disk: only when its family is named
+
+
+QUICK = os.environ.get("RAGSR_QUICK", "0") not in ("", "0")
+
+
+def reduced(side: int) -> int:
+    """The side of a map; an eighth of it where RAGSR_QUICK=1 asks only whether everything runs."""
+    return max(8, side // 8) if QUICK else side
 
 
 class LeftOut(Exception):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from limits import product_limit, read_limit
 from torch import Tensor
 
-from . import Case
+from . import Case, reduced
 
 
 def unfold_bmm_max(a: Tensor, b: Tensor, k: int, patch: int, padding: int, eps: float) -> Callable[[], Tensor]:
@@ -41,6 +41,7 @@ def unfold_gather_fold(features: Tensor, index: Tensor, patch: int, stride: int)
 
 
 def search(channels: int, a: tuple[int, int], b: tuple[int, int], patch: int) -> Case:
+    a, b = ((reduced(height), reduced(width)) for height, width in (a, b))
     name = f"{channels} channels, {a[0]}×{a[1]} in {b[0]}×{b[1]}, patch {patch}"
 
     def make() -> tuple[Tensor, Tensor, int, int, int, float]:
@@ -66,6 +67,7 @@ def everywhere(a: Tensor, b: list[Tensor], prior: Tensor, window: int, *settings
 
 def windows(channels: int, side: int, wide: int, window: int) -> Case:
     """Every position is expected where the coarser search of a pyramid would have put it, with some error."""
+    side, wide = reduced(side), reduced(wide)
 
     def make() -> tuple[Any, ...]:
         y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
@@ -88,6 +90,8 @@ def windows(channels: int, side: int, wide: int, window: int) -> Case:
 
 
 def transfer(channels: int, side: int, stride: int) -> Case:
+    side = reduced(side)
+
     def make() -> tuple[Tensor, Tensor, int, int]:
         features = torch.randn(1, channels, side * stride, side * stride)
         return features, torch.randint(0, side * side, (1, side, side)), 3 * stride, stride

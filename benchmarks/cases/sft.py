@@ -12,43 +12,70 @@ import torch.nn.functional as F
 from limits import read_limit
 from torch import Tensor
 
-from . import Case, LeftOut, only_on
+from . import Case, LeftOut, only_on, reduced
 
 GROUPS = 32
 REGIMES = ("block", "cluster", "grid", "split")  # of the CUDA C++ forward, csrc/cuda/sft_plan.h
 
 
-def spade(x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    return F.group_norm(x, GROUPS, weight, bias) * (1 + gamma) + beta
+# ------------------------------------------------------------------ what PyTorch composes
+
+Layer = Callable[..., Tensor]  # of the map, weight, bias, γ and β
 
 
-def zero_sft(x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, x2: Tensor, mix: float) -> Tensor:
-    z = torch.cat((x, x2), dim=1)
-    return (F.group_norm(z, GROUPS, weight, bias) * (1 + gamma) + beta) * mix + z * (1 - mix)
+def modulated(z: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    return F.group_norm(z, GROUPS, weight, bias) * (1 + gamma) + beta
 
 
-def composed(args: tuple[Any, ...]) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
-    """What PyTorch composes for the arguments of the forward op, and the arguments of that."""
-    x, _, weight, bias, gamma, beta, _, _, _, x2, mix = args
-    return (
-        (spade, (x, weight, bias, gamma, beta)) if x2 is None else (zero_sft, (x, weight, bias, gamma, beta, x2, mix))
-    )
+def with_addcmul(z: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    return torch.addcmul(beta, F.group_norm(z, GROUPS, weight, bias), 1 + gamma)
 
 
-def forward_peers(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Callable[[], Any]]:
-    def prepare(*args: Any) -> Callable[[], Any]:
-        function, given = composed(args)
-        run = wrap(function)
+def normalised(z: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """Less than the op does."""
+    return F.group_norm(z, GROUPS, weight, bias)
+
+
+def compiled(function: Layer) -> Layer:
+    torch._dynamo.reset()
+    return torch.compile(function, dynamic=False)
+
+
+def eager(function: Layer) -> Layer:
+    return function
+
+
+PEERS = {
+    "eager": (eager, modulated),
+    "addcmul": (eager, with_addcmul),
+    "torch.compile": (compiled, modulated),
+    "F.group_norm": (eager, normalised),
+}
+
+
+def zero_sft(modulate: Layer) -> Layer:
+    def layer(x: Tensor, x2: Tensor, mix: float, *modulation: Tensor) -> Tensor:
+        z = torch.cat((x, x2), dim=1)
+        return modulate(z, *modulation) * mix + z * (1 - mix)
+
+    return layer
+
+
+def forward_peer(wrap: Callable[[Layer], Layer], modulate: Layer) -> Callable[..., Callable[[], Any]]:
+    def prepare(x: Tensor, _: int, *args: Any) -> Callable[[], Any]:
+        modulation, x2, mix = args[:4], args[-2], args[-1]
+        run = wrap(modulate if x2 is None else zero_sft(modulate))
+        given = (x, *modulation) if x2 is None else (x, x2, mix, *modulation)
         return lambda: run(*given)
 
     return prepare
 
 
-def backward_peers(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Callable[[], Any]]:
-    def prepare(grad: Tensor, x: Tensor, _: int, *parameters: Any) -> Callable[[], Any]:
-        leaves = [p.detach().requires_grad_() for p in (x, *parameters[:4])]
-        out = wrap(spade)(*leaves)
-        return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+def backward_peer(wrap: Callable[[Layer], Layer], modulate: Layer) -> Callable[..., Callable[[], Any]]:
+    def prepare(grad: Tensor, x: Tensor, _: int, *args: Any) -> Callable[[], Any]:
+        leaves = [p.detach().requires_grad_() for p in (x, *args[:4])]
+        out = wrap(modulate)(*leaves)
+        return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True, allow_unused=True)
 
     return prepare
 
@@ -69,13 +96,11 @@ def in_regime(name: str) -> Callable[..., Callable[[], Any]]:
     return only_on("cuda", prepare)
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    torch._dynamo.reset()
-    return torch.compile(function, dynamic=False)
+# ------------------------------------------------------------------ the cases
 
 
-def eager(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function
+def in_size(size: tuple[int, ...]) -> tuple[int, ...]:
+    return (*size[:2], *(reduced(side) for side in size[2:]))
 
 
 def maps(shape: tuple[int, ...], dtype: torch.dtype, layout: str, count: int) -> list[Tensor]:
@@ -90,23 +115,29 @@ def operands(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> tuple[A
     return x, GROUPS, *torch.randn(2, shape[1]).to(dtype).unbind(), *modulation.chunk(2, dim=1)
 
 
-def forward(*shape: int, dtype: torch.dtype = torch.float32, layout: str = "") -> Case:
+def forward(*size: int, dtype: torch.dtype = torch.float32, layout: str = "") -> Case:
+    shape = in_size(size)
+
     def make() -> tuple[Any, ...]:
         return *operands(shape, dtype, layout), 1e-5, None, None, None, None
 
-    return case("group_norm_sft_forward", "SPADE", make, shape, dtype, layout, 4, forward_peers, REGIMES)
+    return case("group_norm_sft_forward", "SPADE", make, shape, dtype, layout, 4, forward_peer, REGIMES)
 
 
-def concatenation(*shape: int, share: float = 0.9, dtype: torch.dtype = torch.float32) -> Case:
+def concatenation(*size: int, share: float = 0.9, dtype: torch.dtype = torch.float32) -> Case:
+    shape = in_size(size)
+
     def make() -> tuple[Any, ...]:
         x, *rest = operands(shape, dtype, "")
         one, two = (half.contiguous() for half in x.split((shape[1] * 2 // 3, shape[1] - shape[1] * 2 // 3), dim=1))
         return one, *rest, 1e-5, None, None, two, share
 
-    return case("group_norm_sft_forward", "ZeroSFT", make, shape, dtype, "", 4, forward_peers)
+    return case("group_norm_sft_forward", "ZeroSFT", make, shape, dtype, "", 4, forward_peer)
 
 
-def backward(*shape: int, dtype: torch.dtype = torch.float32, layout: str = "") -> Case:
+def backward(*size: int, dtype: torch.dtype = torch.float32, layout: str = "") -> Case:
+    shape = in_size(size)
+
     def make() -> tuple[Any, ...]:
         args = operands(shape, dtype, layout)
         _, mean, rstd = torch.ops.ragsr.group_norm_sft_forward(*args)
@@ -114,7 +145,7 @@ def backward(*shape: int, dtype: torch.dtype = torch.float32, layout: str = "") 
         wanted = True, True, False  # the gradient of β is `grad`: autograd passes it on
         return grad, *args, mean, rstd, None, None, None, *wanted
 
-    return case("group_norm_sft_backward", "SPADE", make, shape, dtype, layout, 5, backward_peers)
+    return case("group_norm_sft_backward", "SPADE", make, shape, dtype, layout, 5, backward_peer)
 
 
 def case(
@@ -125,17 +156,19 @@ def case(
     dtype: torch.dtype,
     layout: str,
     passes: int,
-    peers: Callable[..., Any],
+    peer: Callable[..., Any],
     regimes: tuple[str, ...] = (),
 ) -> Case:
     name = f"{layer} {'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')} {layout}".strip()
     bytes_ = float(passes * torch.Size(shape).numel() * dtype.itemsize)
-    around = {"eager": peers(eager), "torch.compile": peers(compiled)}
-    around |= {f"CUDA C++, {regime}": in_regime(regime) for regime in regimes}
-    return Case(op, name, make, bytes_, "B", around, limit=lambda device: read_limit(device, int(bytes_)))
+    peers = {who: peer(*how) for who, how in PEERS.items()}
+    peers |= {f"CUDA C++, {regime}": in_regime(regime) for regime in regimes}
+    return Case(op, name, make, bytes_, "B", peers, limit=lambda device: read_limit(device, int(bytes_)))
 
 
-def alone(*shape: int) -> Case:
+def alone(*size: int) -> Case:
+    shape = in_size(size)
+
     def mul_add(x: Tensor, scale: Tensor, shift: Tensor) -> Callable[[], Tensor]:
         return lambda: scale * x + shift
 

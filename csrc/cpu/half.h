@@ -5,8 +5,9 @@
 #include <cstdint>
 #include <type_traits>
 
-#if defined(__x86_64__) || defined(_M_X64)
-#include <immintrin.h>
+#include "instruction_sets.h"
+
+#ifdef RAGSR_X86
 #define RAGSR_F16C __attribute__((target("avx,f16c")))
 #endif
 
@@ -18,10 +19,10 @@ using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 template <class T>
 inline constexpr bool is_float16 = false;  // matrices.h says which type is
 
-#ifdef RAGSR_F16C
+#ifdef RAGSR_X86
 
 inline bool has_f16c() {
-  static const bool has = __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+  static const bool has = contains(machine_sets(), "avx2");
   return has;
 }
 

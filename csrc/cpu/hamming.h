@@ -9,8 +9,7 @@
 //     hamming_kernels.h     which of them this machine has
 //     hamming_table.h       the tables of hamming_cube.h: when they pay, and kept for a gallery that does not change
 //
-// The best set the machine has is chosen at run time; RAGSR_CPU=portable|neon|avx2|avx512 forces one. Whatever is
-// chosen, however the work is cut up, the answer is the same: the k smallest in the order (distance, index).
+// Whatever is chosen, however the work is cut up, the answer is the same: the k smallest in the order (distance, index).
 #pragma once
 
 #include <algorithm>

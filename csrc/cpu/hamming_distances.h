@@ -5,15 +5,12 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define RAGSR_X86 1
-#include <immintrin.h>
+#include "instruction_sets.h"
+
+#ifdef RAGSR_X86
 #define RAGSR_AVX2 __attribute__((target("avx2,popcnt")))
 #define RAGSR_AVX512 \
   __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq,avx512bitalg,avx2,popcnt")))
-#elif defined(__aarch64__) && defined(__GNUC__)
-#define RAGSR_NEON 1
-#include <arm_neon.h>
 #endif
 
 namespace ragsr {

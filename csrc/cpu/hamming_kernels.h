@@ -1,11 +1,7 @@
-// The kernels of each instruction set, and the choice among them at run time.
+// The kernels of each instruction set, and which of them is used.
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "hamming_targets.h"
@@ -32,27 +28,15 @@ inline std::vector<CpuKernel> available_kernels() {
   kernels.push_back({"neon", distances_neon, portable::scan, portable::cube_pass, portable::kCells});
 #endif
 #ifdef RAGSR_X86
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt"))
+  if (contains(machine_sets(), "avx2"))
     kernels.push_back({"avx2", distances_avx2, avx2::scan, avx2::cube_pass, avx2::kCells});
-  if (__builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512bitalg") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+  if (contains(machine_sets(), "avx512") && __builtin_cpu_supports("avx512vpopcntdq") &&
+      __builtin_cpu_supports("avx512bitalg"))
     kernels.push_back({"avx512", distances_avx512, avx512::scan, avx512::cube_pass, avx512::kCells});
 #endif
   return kernels;
 }
 
-// The best kernel of this machine, or the one RAGSR_CPU names. Throws std::runtime_error for one it has not.
-inline CpuKernel choose_kernel() {
-  const std::vector<CpuKernel> kernels = available_kernels();
-  const char* wanted = std::getenv("RAGSR_CPU");
-  if (wanted == nullptr || *wanted == '\0') return kernels.back();
-  std::string names;
-  for (const CpuKernel& kernel : kernels) {
-    if (std::strcmp(kernel.name, wanted) == 0) return kernel;
-    names += std::string(names.empty() ? "" : ", ") + kernel.name;
-  }
-  throw std::runtime_error("RAGSR_CPU is '" + std::string(wanted) + "', but this machine has: " + names);
-}
+inline CpuKernel choose_kernel() { return choose(available_kernels()); }
 
 }  // namespace ragsr

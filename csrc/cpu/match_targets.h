@@ -6,12 +6,11 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <stdexcept>
-#include <string>
 #include <vector>
+
+#include "instruction_sets.h"
 
 namespace ragsr {
 
@@ -47,7 +46,7 @@ constexpr int kTall = 4, kShort = 4;
 #undef RAGSR_TARGET
 }  // namespace match_portable
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef RAGSR_X86
 
 namespace match_avx2 {
 #define RAGSR_TARGET __attribute__((target("avx2,fma")))
@@ -67,30 +66,14 @@ constexpr int kTall = 12, kShort = 4;
 
 #endif
 
-// What this machine can run, best last.
-template <class T>
-std::vector<SearchKernel<T>> available_search_kernels() {
-  std::vector<SearchKernel<T>> kernels{match_portable::search_kernel<T>("portable")};
-#if defined(__x86_64__) && defined(__GNUC__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    kernels.push_back(match_avx2::search_kernel<T>("avx2"));
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"))
-    kernels.push_back(match_avx512::search_kernel<T>("avx512"));
-#endif
-  return kernels;
-}
-
-// The best of this machine, but no better than RAGSR_CPU names (its spelling is checked where Hamming kernels are
-// chosen; "neon" is portable here: the vectors of 128 bits are NEON's).
 template <class T>
 SearchKernel<T> choose_search_kernel() {
-  const std::vector<SearchKernel<T>> kernels = available_search_kernels<T>();
-  const char* wanted = std::getenv("RAGSR_CPU");
-  if (wanted == nullptr || *wanted == '\0') return kernels.back();
-  for (const SearchKernel<T>& kernel : kernels)
-    if (std::strcmp(kernel.name, wanted) == 0) return kernel;
-  return kernels.front();
+  std::vector<SearchKernel<T>> kernels{match_portable::search_kernel<T>("portable")};
+#ifdef RAGSR_X86
+  kernels.push_back(match_avx2::search_kernel<T>("avx2"));
+  kernels.push_back(match_avx512::search_kernel<T>("avx512"));
+#endif
+  return choose(kernels);
 }
 
 }  // namespace ragsr

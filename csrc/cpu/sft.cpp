@@ -1,9 +1,8 @@
 // group_norm_sft and its backward for CPU tensors. The kernels stand in sft.h and sft_backward.h; sft_operands.h makes
 // tensors into what they read.
-#include <cstdlib>
 #include <string>
 #include <tuple>
-#include <utility>
+#include <vector>
 
 #include "../stable.h"
 
@@ -16,22 +15,18 @@ namespace {
 
 // ---------------------------------------------------------------- which kernels
 
-// The best this machine has, or those that RAGSR_CPU names (hamming.h refuses a name that does not exist).
 template <class T>
 Kernels<float> choose_kernels(bool along_channels) {
-  std::vector<std::pair<std::string, Kernels<float>>> found{{"portable", portable::kernels<T>(along_channels)}};
-#ifdef RAGSR_SFT_X86
-  __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (has_avx2) found.emplace_back("avx2", avx2::kernels<T>(along_channels));
-  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    found.emplace_back("avx512", avx512::kernels<T>(along_channels));
+  struct Named {
+    const char* name;
+    Kernels<float> kernels;
+  };
+  std::vector<Named> all{{"portable", portable::kernels<T>(along_channels)}};
+#ifdef RAGSR_X86
+  all.push_back({"avx2", avx2::kernels<T>(along_channels)});
+  all.push_back({"avx512", avx512::kernels<T>(along_channels)});
 #endif
-  const char* wanted = std::getenv("RAGSR_CPU");
-  for (const auto& [name, kernels] : found)
-    if (wanted != nullptr && name == wanted) return kernels;
-  return found.back().second;
+  return choose(all).kernels;
 }
 
 template <class T>
@@ -103,7 +98,7 @@ void write_sums(const Kernels<Real>& kernels, const std::vector<double>& sums, i
 }
 
 // In place of a gradient that nobody asked for.
-Tensor unwanted(const Tensor& operand) { return torch::stable::new_empty(operand, {0}); }
+Tensor unwanted(const Tensor& operand) { return empty_on(operand, {0}, operand.scalar_type()); }
 
 // The gradient of γ or β: written as a map and summed over what was broadcast, or, where the operand is constant over
 // the positions, made of the sums of each channel.
@@ -162,7 +157,7 @@ Gradients backward(const Tensor& grad, const Tensor& x, int64_t groups, const Te
   call.operands.dbeta = dbeta.map();
   if (of_x) call.operands.dx = call.map(dx, first);
   if (of_x && x2) call.operands.dx2 = call.map(dx2, second);
-  const Tensor means = torch::stable::contiguous(mean), rstds = torch::stable::contiguous(rstd);
+  const Tensor means = dense(mean), rstds = dense(rstd);
   const Options chosen = options(activation, raw_mix, 0);
   return with_kernels(x.scalar_type(), call.shape.channels_last, [&](const auto& kernels) -> Gradients {
     Backward work(kernels, call.shape, call.operands, chosen, means.const_data_ptr(), rstds.const_data_ptr());

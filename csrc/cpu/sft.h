@@ -226,23 +226,32 @@ class Forward : Rows<Real> {
 
   void measure_group(const Tile& tile) {
     double sum = 0, square = 0;
-    const auto measure = [&](int64_t positions, Real centre) {
+    const auto measure = [&](const Tile& part, Real centre) {
       sum = square = 0;
-      for_blocks(this->shape, tile, [&](const Block& block) {
-        const Stream x = this->stream(this->operands.x, this->operands.x2, tile, block.channel);
+      for_blocks(this->shape, part, [&](const Block& block) {
+        const Stream x = this->stream(this->operands.x, this->operands.x2, part, block.channel);
         double more, more_squares;
-        this->kernels.measure(x, block.rows, positions, centre, &more, &more_squares);
+        this->kernels.measure(x, block.rows, block.count, centre, &more, &more_squares);
         sum += more;
         square += more_squares;
       });
     };
-    const int64_t sampled = std::min(tile.positions, divide_up(tile.positions, kSample * kSample) * kSample);
-    measure(sampled, 0);  // whole vectors
-    const Real centre = static_cast<Real>(sum / static_cast<double>(tile.channels * sampled));
-    measure(tile.positions, centre);
+    const Tile beginning = sixteenth(tile);
+    measure(beginning, 0);
+    const Real centre = static_cast<Real>(sum / static_cast<double>(beginning.elements()));
+    measure(tile, centre);
     moments_[0][tile.index] = centre;
     moments_[1][tile.index] = static_cast<Real>(sum);
     moments_[2][tile.index] = static_cast<Real>(square);
+  }
+
+  // The first rows of a tile, or a part of the first one, in whole vectors: what is read next anyway.
+  static Tile sixteenth(const Tile& tile) {
+    Tile part = tile;
+    part.channels = divide_up(tile.channels, kSample);
+    if (part.channels == 1)
+      part.positions = std::min(tile.positions, divide_up(tile.elements(), kSample * kSample) * kSample);
+    return part;
   }
 
   void measure_channels(const Tile& tile) {

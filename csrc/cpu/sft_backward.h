@@ -76,6 +76,7 @@ class Backward : Rows<Real> {
             &bias_[c],
             this->options.activation,
             static_cast<Real>(this->options.share),
+            this->options.mixed,
             this->stream(o.dgamma, tile, c),
             this->stream(o.dbeta, tile, c),
             {partial(kAffine, tile, c), partial(kAffineZ, tile, c), partial(kT, tile, c), partial(kTAffine, tile, c)},

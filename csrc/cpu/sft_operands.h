@@ -28,9 +28,12 @@ inline bool is_channels_last(const Tensor& x) {
 
 // Fresh [N, C, *], contiguous or with the channels of a position side by side.
 inline Tensor arranged(const Tensor& like, const Sizes& sizes, bool channels_last) {
-  if (!channels_last) return torch::stable::new_empty(like, sizes);
-  Tensor room = torch::stable::new_empty(like, Sizes{sizes[0], count_positions(sizes), sizes[1]});
-  return torch::stable::view(torch::stable::transpose(room, 1, 2), sizes);
+  if (!channels_last) return empty_on(like, sizes, like.scalar_type());
+  Sizes strides(sizes.size(), 1);
+  int64_t next = std::max<int64_t>(1, sizes[1]);
+  for (size_t d = sizes.size(); d-- > 2; next *= std::max<int64_t>(1, sizes[d])) strides[d] = next;
+  strides[0] = next;
+  return empty_strided_on(like, sizes, strides, like.scalar_type());
 }
 
 // `x` itself if it is arranged like that, else a copy that is.
@@ -88,7 +91,7 @@ class [[gnu::visibility("hidden")]] Call {
  public:
   Call(const Tensor& x, int64_t groups, const Maybe& x2, const Tensor& weight, const Tensor& bias)
       : sizes(sizes_of(x)), channels_last(is_channels_last(x) && (!x2 || is_channels_last(*x2))), x_(x),
-        weight_(torch::stable::contiguous(weight)), bias_(torch::stable::contiguous(bias)) {
+        weight_(dense(weight)), bias_(dense(bias)) {
     sizes[1] += x2 ? x2->size(1) : 0;
     STD_TORCH_CHECK(groups > 0 && sizes[1] % groups == 0, "groups must divide the channels");
     STD_TORCH_CHECK(weight_.numel() == sizes[1] && bias_.numel() == sizes[1], "one weight and bias per channel");

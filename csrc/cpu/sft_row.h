@@ -48,6 +48,7 @@ struct BackwardBlock {
   const Real *mean, *scale, *shift;  // μ, w / σ, b
   Activation activation;
   Real share;
+  bool mixed;
   // first pass
   Stream dgamma, dbeta;
   Real* sums[kSums];

@@ -12,13 +12,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+#include "instruction_sets.h"
 #include "sft_row.h"
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define RAGSR_SFT_X86 1
-#include <immintrin.h>
-#endif
 
 namespace ragsr::sft {
 
@@ -35,6 +32,7 @@ inline double real(double x) { return x; }
 inline Reals exponential(Reals x) { return Reals{std::exp(x[0]), std::exp(x[1])}; }
 
 #include "sft_rows.h"
+#include "sft_steps.h"
 #undef RAGSR_TARGET
 
 }  // namespace exact
@@ -44,23 +42,26 @@ namespace portable {
 #define RAGSR_TARGET
 using Real = float;
 using Reals = float __attribute__((vector_size(16)));
+using Bits = uint32_t __attribute__((vector_size(16)));
 constexpr int64_t kLanes = 4;
 
 #include "sft_vectors.h"
 
 #include "sft_rows.h"
+#include "sft_steps.h"
 #undef RAGSR_TARGET
 
 }  // namespace portable
 
-#ifdef RAGSR_SFT_X86
-#define RAGSR_HALF_IN_HARDWARE
+#ifdef RAGSR_X86
+#define RAGSR_SHORTS_IN_HARDWARE
 
 namespace avx2 {
 
 #define RAGSR_TARGET __attribute__((target("avx2,fma,f16c")))
 using Real = float;
 using Reals = float __attribute__((vector_size(32)));
+using Bits = uint32_t __attribute__((vector_size(32)));
 constexpr int64_t kLanes = 8;
 
 RAGSR_TARGET inline Reals load_half(const Half* from) {
@@ -69,10 +70,18 @@ RAGSR_TARGET inline Reals load_half(const Half* from) {
 RAGSR_TARGET inline void store_half(Half* to, Reals x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
+RAGSR_TARGET inline Bits load_shorts(const void* from) {
+  return (Bits)_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+}
+RAGSR_TARGET inline void store_shorts(void* to, Bits x) {
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)x, (__m256i)x), 0x08);
+  _mm_storeu_si128(static_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
+}
 
 #include "sft_vectors.h"
 
 #include "sft_rows.h"
+#include "sft_steps.h"
 #undef RAGSR_TARGET
 
 }  // namespace avx2
@@ -82,6 +91,7 @@ namespace avx512 {
 #define RAGSR_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
 using Real = float;
 using Reals = float __attribute__((vector_size(64)));
+using Bits = uint32_t __attribute__((vector_size(64)));
 constexpr int64_t kLanes = 16;
 
 RAGSR_TARGET inline Reals load_half(const Half* from) {
@@ -90,15 +100,22 @@ RAGSR_TARGET inline Reals load_half(const Half* from) {
 RAGSR_TARGET inline void store_half(Half* to, Reals x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
+RAGSR_TARGET inline Bits load_shorts(const void* from) {
+  return (Bits)_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
+}
+RAGSR_TARGET inline void store_shorts(void* to, Bits x) {
+  _mm256_storeu_si256(static_cast<__m256i*>(to), _mm512_cvtepi32_epi16((__m512i)x));
+}
 
 #include "sft_vectors.h"
 
 #include "sft_rows.h"
+#include "sft_steps.h"
 #undef RAGSR_TARGET
 
 }  // namespace avx512
 
-#undef RAGSR_HALF_IN_HARDWARE
-#endif  // RAGSR_SFT_X86
+#undef RAGSR_SHORTS_IN_HARDWARE
+#endif  // RAGSR_X86
 
 }  // namespace ragsr::sft

@@ -1,8 +1,5 @@
 // Vectors of float32: the half types in and out, and the exponential. Included by sft_targets.h for each instruction
-// set, after Reals and kLanes.
-
-using Bits = uint32_t __attribute__((vector_size(4 * kLanes)));
-using Shorts = uint16_t __attribute__((vector_size(2 * kLanes)));
+// set, after Reals, Bits and kLanes.
 
 RAGSR_TARGET inline Reals load(const float* from) {
   Reals x;
@@ -12,22 +9,53 @@ RAGSR_TARGET inline Reals load(const float* from) {
 
 RAGSR_TARGET inline void store(float* to, Reals x) { std::memcpy(to, &x, sizeof x); }
 
-// bfloat16 is the upper half of a float32.
-RAGSR_TARGET inline Reals load(const BFloat16* from) {
+#ifndef RAGSR_SHORTS_IN_HARDWARE
+
+using Shorts = uint16_t __attribute__((vector_size(2 * kLanes)));
+
+inline Bits load_shorts(const void* from) {
   Shorts x;
   std::memcpy(&x, from, sizeof x);
-  return (Reals)(__builtin_convertvector(x, Bits) << 16);
+  return __builtin_convertvector(x, Bits);
 }
 
-// To the nearest, ties to the even one.
-RAGSR_TARGET inline void store(BFloat16* to, Reals x) {
-  const Bits bits = (Bits)x;
-  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Shorts out = __builtin_convertvector(x == x ? rounded : rounded * 0 + 0x7fc0, Shorts);
+inline void store_shorts(void* to, Bits x) {
+  const Shorts out = __builtin_convertvector(x, Shorts);
   std::memcpy(to, &out, sizeof out);
 }
 
-#ifdef RAGSR_HALF_IN_HARDWARE
+#endif
+
+// bfloat16 is the upper half of a float32.
+RAGSR_TARGET inline Reals load(const BFloat16* from) { return (Reals)(load_shorts(from) << 16); }
+
+RAGSR_TARGET inline Reals load_even(const BFloat16* from) {
+  Bits x;
+  std::memcpy(&x, from, sizeof x);
+  return (Reals)(x << 16);
+}
+
+RAGSR_TARGET inline Reals load_odd(const BFloat16* from) {
+  Bits x;
+  std::memcpy(&x, from, sizeof x);
+  return (Reals)(x & 0xffff0000);
+}
+
+// To the nearest, ties to the even one: in the upper halves. A NaN stays one: those of bfloat16, and those that arithmetic
+// makes of other numbers, have nothing in their lower halves that could carry over.
+RAGSR_TARGET inline Bits rounded(Reals x) {
+  const Bits bits = (Bits)x;
+  return bits + ((bits & 0x10000) != 0 ? bits * 0 + 0x8000 : bits * 0 + 0x7fff);
+}
+
+RAGSR_TARGET inline void store(BFloat16* to, Reals x) { store_shorts(to, rounded(x) >> 16); }
+
+RAGSR_TARGET inline void store_pair(BFloat16* to, Reals even, Reals odd) {
+  const Bits x = rounded(even) >> 16 | (rounded(odd) & 0xffff0000);
+  std::memcpy(to, &x, sizeof x);
+}
+
+#ifdef RAGSR_SHORTS_IN_HARDWARE
 
 RAGSR_TARGET inline Reals load(const Half* from) { return load_half(from); }
 RAGSR_TARGET inline void store(Half* to, Reals x) { store_half(to, x); }
@@ -36,9 +64,7 @@ RAGSR_TARGET inline void store(Half* to, Reals x) { store_half(to, x); }
 
 // The exponent of a float16 is 112 less than that of a float32; the product also puts subnormal numbers right.
 RAGSR_TARGET inline Reals load(const Half* from) {
-  Shorts x;
-  std::memcpy(&x, from, sizeof x);
-  const Bits wide = __builtin_convertvector(x, Bits), magnitude = wide & 0x7fff;
+  const Bits wide = load_shorts(from), magnitude = wide & 0x7fff;
   const Bits scaled = (Bits)((Reals)(magnitude << 13) * 0x1p112f);
   const Bits finite_or_not = magnitude >= 0x7c00 ? scaled | 0x7f800000 : scaled;
   return (Reals)(finite_or_not | (wide & 0x8000) << 16);
@@ -51,8 +77,7 @@ RAGSR_TARGET inline void store(Half* to, Reals x) {
   const Bits subnormal = (Bits)((Reals)magnitude + 0.5f) - 0x3f000000;
   const Bits finite = magnitude < 0x38800000 ? subnormal : normal;
   const Bits large = magnitude > 0x7f800000 ? finite * 0 + 0x7e00 : finite * 0 + 0x7c00;
-  const Shorts out = __builtin_convertvector((magnitude < 0x477ff000 ? finite : large) | sign, Shorts);
-  std::memcpy(to, &out, sizeof out);
+  store_shorts(to, (magnitude < 0x477ff000 ? finite : large) | sign);
 }
 
 #endif

@@ -1,7 +1,8 @@
 // group_norm_sft_forward for CUDA tensors; sft_plan.h says which kernels run.
 //
-// No atomics but counters of who has arrived: the same bits on every run. Nothing is read back, so a CUDA graph may record a
-// call. What blocks tell one another through lies in memory of the call: calls on several streams do not meet.
+// No atomics but counters of who has arrived: the same bits on every run. Nothing is read back, so a CUDA graph may
+// record a call. What blocks tell one another through lies in memory of the call: calls on several streams do not
+// meet.
 #include <map>
 #include <optional>
 #include <string>
@@ -134,7 +135,8 @@ Result group_norm_sft_forward_as(const std::string& regime, const Tensor& x, int
 STABLE_TORCH_LIBRARY_FRAGMENT(ragsr, m) {
   m.def(
       "group_norm_sft_forward_as(str regime, Tensor x, int groups, Tensor weight, Tensor bias, Tensor gamma, "
-      "Tensor beta, float eps, str? activation, Tensor? residual, Tensor? x2, float? raw_mix) "
+      "Tensor beta, float eps=1e-05, str? activation=None, Tensor? residual=None, Tensor? x2=None, "
+      "float? raw_mix=None) "
       "-> (Tensor out, Tensor mean, Tensor rstd)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ragsr, CUDA, m) {

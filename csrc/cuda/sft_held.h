@@ -3,7 +3,7 @@
 //
 //         block 0 of the team     block 1                 …    a share of the group's vectors each
 //     1   read, keep, sum         read, keep, sum              threads -> the block's moments
-//     2   ──────────── wait for one another ─────────────      nobody: a team of one · cluster: in hardware · grid: counters
+//     2   ──────────── wait for one another ─────────────      in hardware (cluster) or by counters (grid)
 //     3   moments of the group    the same, in the same order: the same bits in every block
 //     4   modulate what it kept   modulate what it kept
 //
@@ -71,8 +71,8 @@ __device__ void by_warps(int together, const F& f) {
 // ---------------------------------------------------------------- 1: read, keep, sum
 
 // The thread's vectors of the block's `count`, which begin with the bundle's `begin`-th: kAtOnce at a time, first all
-// `ask`(slot, channel, position), then all `use`(slot, which), so that all are on their way before one is looked at. What is
-// held fits the chip: 32 bits count it.
+// `ask`(slot, channel, position), then all `use`(slot, which), so that all are on their way before one is looked at.
+// What is held fits the chip: 32 bits count it.
 template <int V, Along A, int kAtOnce, class Ask, class Use>
 __device__ void over_vectors(int begin, int count, int channels, int positions, const Ask& ask, const Use& use) {
   const int threads = static_cast<int>(blockDim.x);
@@ -151,7 +151,8 @@ __device__ void combine(const Problem<T, Real>& k, const Sharing<Real>& s, int64
   by_warps(s.together, [&](int group) {
     const Moments<Real> moments = merge_items<Real>(s.size, [&](int i) {
       if (s.wait == Wait::nobody) return room.sums[group];
-      return s.wait == Wait::cluster ? *in_block(room.sums + group, static_cast<unsigned>(i)) : parts[group * s.size + i];
+      if (s.wait == Wait::cluster) return *in_block(room.sums + group, static_cast<unsigned>(i));
+      return parts[group * s.size + i];
     });
     if (threadIdx.x % kWarp != 0) return;
     const Total<Real> total{moments.mean, inverse_deviation(moments, k.eps)};
@@ -164,7 +165,8 @@ __device__ void combine(const Problem<T, Real>& k, const Sharing<Real>& s, int64
 
 // ---------------------------------------------------------------- 4: modulate
 
-// The block's vectors of a bundle: `count` from the `begin`-th on. The bundle begins with channel `first` of sample `b`.
+// The block's vectors of a bundle: `count` from the `begin`-th on. The bundle begins with channel `first` of sample
+// `b`.
 struct Piece {
   int64_t b, first;
   int begin, count;

@@ -5,8 +5,8 @@
 //     grid       any number of blocks do, all on the chip at once                 "
 //     split      statistics of parts, then the result: x is read twice            sft_kernels.h
 //
-// Of those that are possible the plan takes the one in which a processor has the least to move; waiting and further launches
-// count as what could have been moved meanwhile. 16-bit features in 32 groups, NCHW; teams in brackets:
+// Of those that are possible the plan takes the one in which a processor has the least to move; waiting and further
+// launches count as what could have been moved meanwhile. 16-bit features in 32 groups, NCHW; teams in brackets:
 //
 //     [B, C, H, W]            MB     H100, H200      A100           RTX 4090       MB moved: held    split
 //     1, 1280, 8, 8          0.2     block           block          block                   0.7      0.8
@@ -19,9 +19,9 @@
 //     1, 128, 512, 512      67.1     grid [33]       grid [27]      grid [64]             268.4    335.5
 //     1, 128, 1024, 1024   268.4     grid [132]      grid [108]     grid [128]           1073.7   1342.2
 //
-// Held, x, γ, β and the result are moved once: 8 bytes an element; split, x is read again: 10, of which L2 gives 2 where x
-// stays in it. The constants are derived from data sheets and were not measured yet. `Device` launches kernels and lends
-// memory; the tests have one that runs on the host.
+// Held, x, γ, β and the result are moved once: 8 bytes an element; split, x is read again: 10, of which L2 gives 2
+// where x stays in it. The constants are derived from data sheets and were not measured yet. `Device` launches kernels
+// and lends memory; the tests have one that runs on the host.
 #pragma once
 
 #include <optional>
@@ -52,7 +52,7 @@ template <int V, Along A, class T, class Real>
 Bundles bundles_of(int64_t batch, int64_t groups, int64_t members, int64_t positions) {
   Bundles n{batch * groups, 1, 0, 1, V * static_cast<int64_t>(sizeof(T)), 0, 0,
             static_cast<int64_t>(sizeof(Moments<Real>)), static_cast<int64_t>(sizeof(Total<Real>))};
-  while (A == Along::channels && n.together * members % V != 0) ++n.together;  // divides `groups`: V divides the channels
+  while (A == Along::channels && n.together * members % V != 0) ++n.together;  // divides `groups`, as V the channels
   n.count /= n.together;
   n.vectors = n.together * members * positions / V;
   n.unit = 128 / n.vector_bytes;  // a line of memory
@@ -101,8 +101,8 @@ inline Plan team_of(const Bundles& n, const Chip& chip, int64_t size, int beside
   return plan;
 }
 
-// The busiest processor moves `shares`, the last of them with the memory almost to itself: half of what it has more than the
-// mean counts. It waits `rounds` times, but moves for one team while another waits.
+// The busiest processor moves `shares`, the last of them with the memory almost to itself: half of what it has more
+// than the mean counts. It waits `rounds` times, but moves for one team while another waits.
 inline int64_t cost_of(const Plan& plan, const Bundles& n, const Chip& chip, int64_t shares, int64_t rounds,
                        int64_t wait, int64_t overlap) {
   const int64_t mean = n.count * n.vectors * n.vector_bytes / chip.processors;
@@ -171,7 +171,8 @@ void run_split(Device& device, const Problem<T, Real>& k) {
   const int64_t count = k.batch * k.channels * parts.splits;  // of moments: [B, C, S]
   auto* means = static_cast<Real*>(device.lend(2 * count * static_cast<int64_t>(sizeof(Real))));
   Real* m2s = means + count;
-  device.launch(statistics_kernel<V, A, T, Real>, k.batch * parts.blocks * parts.splits, kThreads, k, parts, means, m2s);
+  const int64_t blocks = k.batch * parts.blocks * parts.splits;
+  device.launch(statistics_kernel<V, A, T, Real>, blocks, kThreads, k, parts, means, m2s);
   device.launch(merge_kernel<T, Real>, k.batch * k.groups, kThreads, k, parts, means, m2s);
   device.launch(apply_kernel<V, A, T, Real>, ceil_div(k.batch * k.channels * k.positions / V, kThreads), kThreads, k);
 }

@@ -1,8 +1,8 @@
 // Blocks that work together. Whoever writes for the others writes, lets its own block meet (`__syncthreads`), then one
 // thread arrives; whoever reads what others wrote waits first, then lets its own block meet.
 //
-//     counters    in global memory, 0 before the launch. Waiting is allowed only where all blocks are on the chip at once:
-//                 after a cooperative launch, which the driver refuses if they do not fit.
+//     counters    in global memory, 0 before the launch. Waiting is allowed only where all blocks are on the chip at
+//                 once: after a cooperative launch, which the driver refuses if they do not fit.
 //     clusters    of up to 8 blocks, sm_90 and later: a barrier in hardware, and each may read the shared memory of the
 //                 others, until they have left. Blocks of a cluster are neighbours in the grid.
 //

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ragsr.errors import InputError
 from ragsr.models.loading import SUFFIXES, read_folder
-from ragsr.models.refnet import RefNet
+from ragsr.models.refnet import REAL, RefNet
 from ragsr.models.transfer import Transfer
 from ragsr.models.ttsr import TTSR
 from ragsr.models.views import PreparedReferences
@@ -15,6 +15,7 @@ __all__ = ["TTSR", "PreparedReferences", "RefNet", "Transfer", "load_model"]
 DEFAULT = RefNet.name
 SHIPPED: dict[str, Callable[[int], RefNet | Transfer]] = {
     RefNet.name: lambda scale: RefNet.load(scale=scale),
+    "refnet-real": lambda scale: RefNet.load(REAL, scale=scale),
     Transfer.name: Transfer,
 }
 
@@ -22,7 +23,9 @@ SHIPPED: dict[str, Callable[[int], RefNet | Transfer]] = {
 def load_model(name_or_path: str | Path = DEFAULT, scale: int = 4) -> RefNet | Transfer | TTSR:
     """A restoration model, for that scale.
 
-        load_model("refnet")             what ships; "transfer" is the baseline without training
+        load_model("refnet")             what ships, for photos that were only reduced
+        load_model("refnet-real")        the same for photos with noise and compression
+        load_model("transfer")           the baseline without training
         load_model("runs/mine/model")    a folder that `ragsr train refsr` wrote, or `save` of any model
         load_model("TTSR.pt")            a checkpoint of TTSR, or of iRAG for its TTSR part
 

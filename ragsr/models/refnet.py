@@ -19,6 +19,7 @@ from ragsr.models.loading import CONFIG, WEIGHTS, load_into, load_weights, read_
 from ragsr.models.views import PreparedReferences, check_image, views_of
 
 ASSET = Path(__file__).parent.parent / "assets" / "refnet"
+REAL = ASSET.parent / "rich" / "reference"  # trained with noise and compression; the first stage of `rich`
 MOST = 1024  # of anything in a config
 
 

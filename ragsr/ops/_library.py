@@ -11,6 +11,7 @@ dispatcher is the only registry: whoever holds the dispatch key of a device owns
 import importlib.util
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ def build_on(step: str, name: str, key: str, function: Callable[..., Any]) -> No
 def owns(name: str, key: str) -> bool:
     """Whether a kernel holds the dispatch key of this op; where none does, the plain form runs."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"ragsr::{name}", key)
+
+
+def below_autograd() -> AbstractContextManager[None]:
+    """Calls in here skip autograd, which is Python for our ops and takes as long as a small layer, 6 µs."""
+    return torch._C._AutoDispatchBelowAutograd()
 
 
 def why_no_triton() -> str | None:

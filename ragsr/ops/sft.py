@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ragsr.ops._library import claim, define
+from ragsr.ops._library import below_autograd, claim, define
 from ragsr.ops._operands import check_operands, wide
 from ragsr.ops.sft_plain import empty_arranged, group_norm_sft_backward_plain, group_norm_sft_forward_plain
 
@@ -63,9 +63,13 @@ def group_norm_sft(
     """
     check_group_norm_sft(x, groups, weight, bias, gamma, beta, activation, residual, x2)
     args = x, groups, weight, bias, gamma, beta, eps, activation, residual, x2, raw_mix
-    eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    out, _, _ = Differentiable.apply(*args) if eager else torch.ops.ragsr.group_norm_sft_forward(*args)
-    return out
+    op = torch.ops.ragsr.group_norm_sft_forward.default
+    if torch.compiler.is_compiling():
+        return op(*args)[0]
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        return Differentiable.apply(*args)[0]
+    with below_autograd():
+        return op(*args)[0]
 
 
 # ------------------------------------------------------------------ plain PyTorch
@@ -235,7 +239,8 @@ class Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
-        output = torch.ops.ragsr.group_norm_sft_forward(*args)
+        with below_autograd():
+            output = torch.ops.ragsr.group_norm_sft_forward.default(*args)
         group_norm_sft_setup(ctx, args, output)
         return output
 

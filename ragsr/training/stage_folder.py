@@ -62,6 +62,8 @@ def save_stage(stage: DiffusionStage, reference: RefNet, folder: Path) -> None:
         adds_detail=stage.config.adds_detail,
         detail_scale=stage.config.detail_scale,
     )
+    for part in (half.vae, half.unet, half.structure):
+        part.register_to_config(_name_or_path="")  # else the folder it was read from on this machine
     half.save_pretrained(folder)
     save_model(folder / REFERENCE, reference.net, torch.float16)
 

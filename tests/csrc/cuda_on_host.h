@@ -1,15 +1,15 @@
-// Runs CUDA kernels on the host, thread by thread: the same source as on a GPU, so that selection, merging and tails can be
-// tested where there is none.
+// Runs CUDA kernels on the host, thread by thread: the same source as on a GPU, so that selection, merging and tails
+// can be tested where there is none.
 //
 // Every thread of a block is a fiber. A fiber runs until it waits for its block (`__syncthreads`), its warp (ballots,
-// shuffles, `__syncwarp`) or other blocks (csrc/cuda/team.h); then another one goes on, in an order drawn at random. `launch`
-// runs blocks one after the other, `launch_together` all at once. A block whose threads wait at different places, or do not
-// all come, is an error and says so; so are blocks that wait for one another for ever, and reading the shared memory of a
-// block that has left.
+// shuffles, `__syncwarp`) or other blocks (csrc/cuda/team.h); then another one goes on, in an order drawn at random.
+// `launch` runs blocks one after the other, `launch_some` so many at once: each as far as it gets. A block whose threads wait at different
+// places, or do not all come, is an error and says so; so are blocks that wait for one another for ever, and reading
+// the shared memory of a block that has left.
 //
-// What it cannot show: races between threads that never wait for one another, what a GPU may see of another block's writes
-// before it has waited for them, and anything about time. Variables that are `__shared__` are the same for all blocks: blocks
-// that run at once must use the shared memory whose size is given at the launch.
+// What it cannot show: races between threads that never wait for one another, what a GPU may see of another block's
+// writes before it has waited for them, and anything about time. Variables that are `__shared__` are the same for all
+// blocks: blocks that run at once must use the shared memory whose size is given at the launch.
 #pragma once
 
 #include <setjmp.h>
@@ -150,21 +150,31 @@ inline bool ended(const Block& of) {
   return std::all_of(of.threads.begin(), of.threads.end(), [](const Thread& t) { return t.place == Place::done; });
 }
 
-inline void run_blocks() {
+// One step of every thread of a block that can take one; false: none got anywhere.
+inline bool step(Block& b) {
+  const uint64_t before = progress;
   std::vector<Thread*> ready;
-  uint64_t before = progress;
-  for (int in_vain = 0;; in_vain = progress == before ? in_vain + 1 : 0, before = progress) {
-    if (in_vain > 2) fail("blocks wait for one another for ever");
-    ready.clear();
-    for (Block& b : blocks)
-      for (Thread& thread : b.threads)
-        if (thread.place == Place::running) ready.push_back(&thread);
-    std::shuffle(ready.begin(), ready.end(), order);
-    for (Thread* thread : ready) resume(*thread);
-    bool released = false;
-    for (Block& b : blocks) released |= release(&b);
-    if (std::all_of(blocks.begin(), blocks.end(), ended)) return;
-    if (ready.empty() && !released) fail("a block is stuck: its threads wait at different places");
+  for (Thread& thread : b.threads)
+    if (thread.place == Place::running) ready.push_back(&thread);
+  std::shuffle(ready.begin(), ready.end(), order);
+  for (Thread* thread : ready) resume(*thread);
+  const bool released = release(&b);
+  if (ready.empty() && !released) fail("a block is stuck: its threads wait at different places");
+  return released || progress != before;
+}
+
+// Each block runs as far as it gets before another one has its turn: who does not wait where it should is far ahead.
+inline void run_blocks() {
+  std::vector<Block*> left;
+  for (Block& b : blocks) left.push_back(&b);
+  while (!left.empty()) {
+    std::shuffle(left.begin(), left.end(), order);
+    const uint64_t before = progress;
+    for (Block* b : left)
+      while (!ended(*b) && step(*b)) {
+      }
+    left.erase(std::remove_if(left.begin(), left.end(), [](Block* b) { return ended(*b); }), left.end());
+    if (progress == before) fail("blocks wait for one another for ever");
   }
 }
 
@@ -208,8 +218,8 @@ inline void run_some(int64_t first, int64_t last, int threads, int shared) {
 
 // `at_once` blocks run together, in clusters of `cluster`.
 template <class... Parameters, class... Arguments>
-void launch_some(void (*function)(Parameters...), int64_t count, int64_t at_once, int64_t cluster, int threads, int shared,
-                 const Arguments&... arguments) {
+void launch_some(void (*function)(Parameters...), int64_t count, int64_t at_once, int64_t cluster, int threads,
+                 int shared, const Arguments&... arguments) {
   if (count < 1 || count > 0x7fffffff) fail("a launch of no blocks, or of too many");
   if (count % cluster != 0 || at_once % cluster != 0) fail("a cluster that is not whole");
   kernel = [&] { function(arguments...); };

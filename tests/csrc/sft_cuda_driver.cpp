@@ -1,7 +1,7 @@
-// Runs the CUDA kernels of group_norm_sft_forward on the host (cuda_on_host.h), in each regime of their plan, against sums in
-// double; and checks which regime the plan takes where. Needs neither CUDA nor torch:
+// Runs the CUDA kernels of group_norm_sft_forward on the host (cuda_on_host.h), in each regime of their plan, against
+// sums in double; and checks which regime the plan takes where. Needs neither CUDA nor torch:
 //
-//     c++ -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc tests/csrc/sft_cuda_driver.cpp
+//     c++ -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all tests/csrc/sft_cuda_driver.cpp
 //
 // With the argument `plans`: what the plan takes on some GPUs, and the bytes that moves.
 #include <cmath>
@@ -80,8 +80,8 @@ struct Features {
 
 [[noreturn]] void fail(const char* what, const Case& c, Regime regime, double found, double wanted) {
   std::printf("%s, %s: %g where %g is right: batch %ld channels %ld + %ld positions %ld groups %ld\n",
-              kNames[static_cast<int>(regime)], what, found, wanted, long(c.batch), long(c.channels1), long(c.channels2),
-              long(c.positions), long(c.groups));
+              kNames[static_cast<int>(regime)], what, found, wanted, long(c.batch), long(c.channels1),
+              long(c.channels2), long(c.positions), long(c.groups));
   std::exit(1);
 }
 
@@ -128,7 +128,8 @@ void check_results(const Case& c, const Problem<T, Real>& k, Regime regime) {
     for (int64_t group = 0; group < k.groups; ++group) {
       const Moments<double> wanted = exact(k, b, group);
       close("mean", double(k.mean[b * k.groups + group]), wanted.mean, 5e-7);
-      close("rstd", double(k.rstd[b * k.groups + group]), 1 / std::sqrt(wanted.m2 / wanted.count + double(k.eps)), 1e-4);
+      const double rstd = 1 / std::sqrt(wanted.m2 / wanted.count + double(k.eps));
+      close("rstd", double(k.rstd[b * k.groups + group]), rstd, 1e-4);
       for (int64_t channel = group * k.members; channel < (group + 1) * k.members; ++channel)
         for (int64_t p = 0; p < k.positions; ++p)
           close("result", double(*k.out.at(b, channel, p)), exact(k, wanted, b, channel, p), result);
@@ -234,8 +235,30 @@ struct Layer {
   int64_t batch, channels, size;
 };
 
-const Layer kLayers[] = {{1, 1280, 8},  {2, 640, 32},  {1, 320, 64},  {2, 320, 64},   {8, 320, 64},
-                         {2, 320, 128}, {1, 256, 256}, {1, 128, 512}, {1, 128, 1024}, {2, 960, 128}};
+struct Choice {
+  Regime regime;
+  int64_t size;  // of a team
+};
+
+constexpr Choice kBlock{Regime::block, 1}, kSplit{Regime::split, 1};
+constexpr Choice cluster(int64_t size) { return {Regime::cluster, size}; }
+constexpr Choice grid(int64_t size) { return {Regime::grid, size}; }
+
+// The table of sft_plan.h.
+const struct {
+  Layer layer;
+  Choice hopper, a100, rtx4090;
+} kTable[] = {
+    {{1, 1280, 8}, kBlock, kBlock, kBlock},
+    {{2, 640, 32}, cluster(4), kBlock, kBlock},
+    {{1, 320, 64}, cluster(8), kSplit, kSplit},
+    {{2, 320, 64}, cluster(4), kBlock, kSplit},
+    {{8, 320, 64}, kBlock, kBlock, kBlock},
+    {{2, 320, 128}, cluster(4), grid(6), grid(8)},
+    {{1, 256, 256}, cluster(8), grid(13), grid(32)},
+    {{1, 128, 512}, grid(33), grid(27), grid(64)},
+    {{1, 128, 1024}, grid(132), grid(108), grid(128)},
+};
 
 template <Along A>
 Bundles bundles_of(const Layer& l) {
@@ -244,15 +267,16 @@ Bundles bundles_of(const Layer& l) {
 
 template <Along A>
 void print_plans(const char* layout) {
-  for (const Layer& l : kLayers) {
+  for (const auto& row : kTable) {
+    const Layer& l = row.layer;
     const double bytes = 2.0 * double(l.batch * l.channels * l.size * l.size);
     std::printf("%ldx%ldx%ldx%ld %s (%.1f MB)\n", long(l.batch), long(l.channels), long(l.size), long(l.size), layout,
                 bytes / 1e6);
     for (const Gpu& gpu : kGpus) {
       const Plan plan = plan_of(bundles_of<A>(l), gpu.chip);
       const double moved = bytes * (plan.regime == Regime::split ? 5 : 4);
-      std::printf("    %-9s %-8s team %3ld  blocks %5ld  threads %3d  shared %6ld  moves %6.1f MB, %6.1f us\n", gpu.name,
-                  kNames[static_cast<int>(plan.regime)], long(plan.size), long(plan.blocks), plan.threads,
+      std::printf("    %-9s %-8s team %3ld  blocks %5ld  threads %3d  shared %6ld  moves %6.1f MB, %6.1f us\n",
+                  gpu.name, kNames[static_cast<int>(plan.regime)], long(plan.size), long(plan.blocks), plan.threads,
                   long(plan.shared), moved / 1e6, moved / gpu.bandwidth / 1e3);
     }
   }
@@ -262,13 +286,28 @@ void print_plans(const char* layout) {
 bool sound(const Bundles& n, const Chip& chip, const Plan& plan) {
   if (plan.regime == Regime::split) return true;
   const bool whole = plan.size * plan.share >= n.vectors && plan.share % n.unit == 0;
-  const bool threads = plan.threads >= 32 && plan.threads <= kMostThreads && plan.threads % (n.across ? n.across : 32) == 0;
+  const int step = n.across ? n.across : 32;
+  const bool threads = plan.threads >= 32 && plan.threads <= kMostThreads && plan.threads % step == 0;
   const int64_t beside = plan.regime == Regime::grid ? ceil_div(plan.blocks, chip.processors) : 1;
   const bool fits = plan.shared <= chip.block_shared && beside * (plan.shared + 1024) <= chip.shared &&
                     beside * plan.threads <= kMostThreads;
   const bool teams = plan.regime == Regime::grid ? plan.blocks % plan.size == 0 : plan.blocks == n.count * plan.size;
   const bool cluster = plan.regime != Regime::cluster || (chip.clusters && plan.size <= 8);
   return whole && threads && fits && teams && cluster && plan.shared >= plan.share * n.vector_bytes;
+}
+
+bool table_holds() {
+  for (const auto& row : kTable)
+    for (const Gpu& gpu : kGpus) {
+      const Plan plan = plan_of(bundles_of<Along::positions>(row.layer), gpu.chip);
+      const Choice& wanted = gpu.chip.clusters ? row.hopper : gpu.chip.processors == 108 ? row.a100 : row.rtx4090;
+      if (plan.regime != wanted.regime || plan.size != wanted.size) {
+        std::printf("%s: another plan for %ld x %ld x %ld x %ld\n", gpu.name, long(row.layer.batch),
+                    long(row.layer.channels), long(row.layer.size), long(row.layer.size));
+        return false;
+      }
+    }
+  return true;
 }
 
 bool plans_are_sound() {
@@ -300,7 +339,7 @@ int main(int count, char**) {
   }
   std::vector<bool> seen(4);
   const int runs = check_all(seen);
-  if (!plans_are_sound()) return 1;
+  if (!plans_are_sound() || !table_holds()) return 1;
   if (!falls_back()) return std::printf("no fall back\n"), 1;
   for (size_t i = 0; i < seen.size(); ++i)
     if (!seen[i]) return std::printf("%s was never run\n", kNames[i]), 1;

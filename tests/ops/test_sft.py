@@ -128,12 +128,34 @@ def test_any_number_of_threads_gives_the_same_bits(shape, layout):
         torch.testing.assert_close(found[0], other, rtol=0, atol=0)
 
 
+def assert_rounds_to_even(dtype: torch.dtype) -> None:
+    """β + residual is all that is left where x is constant: of any size, from subnormal numbers to infinity and NaN."""
+    torch.manual_seed(0)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        shape = 2, 39, 53, 41  # whole vectors and a rest
+        patterns = torch.randint(-(1 << 15), 1 << 15, (2, *shape), dtype=torch.int16)
+        patterns[..., :20] &= -0x7F01  # close to zero: sums are subnormal, too
+        beta, residual = (x.view(dtype).to(memory_format=layout) for x in patterns)
+        x, vector = torch.zeros(shape, dtype=dtype).to(memory_format=layout), torch.zeros(39, dtype=dtype)
+        out = group_norm_sft(x, 3, 1 + vector, vector, torch.zeros_like(x), beta, residual=residual)
+        wanted = (0 + beta.float() + residual.float()).to(dtype)
+        assert torch.equal(out.isnan(), wanted.isnan())
+        assert torch.equal(*(torch.where(y.isnan(), 0, y.view(torch.int16)) for y in (out, wanted)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_rounded_to_even(dtype):
+    assert_rounds_to_even(dtype)
+
+
 EVERY_INPUT = """
-import sys; sys.path.insert(0, sys.argv[1])
+import sys, torch; sys.path.insert(0, sys.argv[1])
 from contract import assert_precise
-from ops.test_sft import assert_backward_precise
+from ops.test_sft import assert_backward_precise, assert_rounds_to_even
 assert_precise("group_norm_sft_forward")
 assert_backward_precise()
+assert_rounds_to_even(torch.float16)
+assert_rounds_to_even(torch.bfloat16)
 """
 
 
