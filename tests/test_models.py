@@ -85,7 +85,9 @@ def test_ttsr_by_name_asks_for_a_checkpoint():
 
 @pytest.mark.parametrize("given", ["swinir", Path("no/such/folder")])
 def test_an_unknown_name_lists_what_there_is(given):
-    with pytest.raises(InputError, match=f"named '{given}'; choose one of: refnet, transfer, the folder .* checkpoint"):
+    with pytest.raises(
+        InputError, match=f"named '{given}'; choose one of: refnet, refnet-real, transfer, the folder .* checkpoint"
+    ):
         load_model(given)
 
 

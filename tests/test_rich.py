@@ -26,7 +26,7 @@ from ragsr.evaluation import load_pack
 from ragsr.metrics import haarpsi, niqe, psnr, ssim
 from ragsr.models import load_model
 from ragsr.models.fusion import FusionNet
-from ragsr.models.refnet import RefNet, save_model
+from ragsr.models.refnet import RICH, RefNet, save_model
 from ragsr.models.ttsr import TTSR, TTSRNet
 from ragsr.pipelines import RefSRPipeline, load_pipeline
 from ragsr.pipelines.restore import load_diffusion
@@ -63,6 +63,19 @@ def test_rich_adds_to_faithful(folder):
     assert torch.equal(rich.weight, faithful.weight)
     assert pixels(rich) == pixels(again)
     assert len({pixels(rich), pixels(faithful), pixels(other)}) == 3
+
+
+def test_what_ships():
+    """Sharper than its own reference stage, near to it, and small."""
+    faithful = ragsr.restore(LOW, references=REFERENCE, model="refnet-real")
+    rich = ragsr.restore(LOW, references=REFERENCE, quality="rich")
+    assert pixels(rich) == pixels(ragsr.restore(LOW, references=REFERENCE, quality="rich", model="refnet-real"))
+    one, other = (np.asarray(x.image, dtype=np.float32) for x in (faithful, rich))
+    assert 0 < np.abs(one - other).mean() < 12
+    detail = [np.abs(np.diff(x, axis=1)).mean() for x in (one, other)]
+    assert detail[1] > detail[0]
+    assert sum(path.stat().st_size for path in RICH.rglob("*.safetensors")) < 30e6
+    assert "MIT License" in (RICH / "README.md").read_text()  # of the autoencoder
 
 
 def test_a_network_that_answers_nothing_gives_the_intermediate_result(tmp_path):

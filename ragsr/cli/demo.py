@@ -104,8 +104,8 @@ def restore_all(low: "Image.Image", folder: Path, output: Path) -> tuple[list[st
     from importlib.util import find_spec
 
     from ragsr.gallery import Gallery
+    from ragsr.models.refnet import RICH
     from ragsr.pipelines import restore
-    from ragsr.pipelines.restore import RICH
 
     output.mkdir(parents=True, exist_ok=True)
     there = Gallery.is_at(output / "gallery")

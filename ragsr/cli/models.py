@@ -9,8 +9,8 @@ if TYPE_CHECKING:  # the library is imported when a command runs, so that --help
     from ragsr.pipelines import ReFIRRestorer, RefSRPipeline
 
 MODEL_HELP = (
-    "of refsr: refnet, transfer (without training), the folder of a model, or the file of a TTSR checkpoint "
-    "(%(default)s). "
+    "of refsr: refnet, refnet-real (for noise and compression), transfer (without training), the folder of a model, or "
+    "the file of a TTSR checkpoint (%(default)s). "
     "Of refir: the folder, hub name or file of a diffusion model; its kind is read from it"
 )
 

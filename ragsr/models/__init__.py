@@ -12,10 +12,10 @@ from ragsr.models.views import PreparedReferences
 
 __all__ = ["TTSR", "PreparedReferences", "RefNet", "Transfer", "load_model"]
 
-DEFAULT = RefNet.name
+DEFAULT, REAL_NAME = RefNet.name, "refnet-real"
 SHIPPED: dict[str, Callable[[int], RefNet | Transfer]] = {
     RefNet.name: lambda scale: RefNet.load(scale=scale),
-    "refnet-real": lambda scale: RefNet.load(REAL, scale=scale),
+    REAL_NAME: lambda scale: RefNet.load(REAL, scale=scale),
     Transfer.name: Transfer,
 }
 

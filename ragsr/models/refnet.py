@@ -19,7 +19,8 @@ from ragsr.models.loading import CONFIG, WEIGHTS, load_into, load_weights, read_
 from ragsr.models.views import PreparedReferences, check_image, views_of
 
 ASSET = Path(__file__).parent.parent / "assets" / "refnet"
-REAL = ASSET.parent / "rich" / "reference"  # trained with noise and compression; the first stage of `rich`
+RICH = ASSET.parent / "rich"  # the diffusion stage that ships
+REAL = RICH / "reference"  # its first stage, trained with noise and compression
 MOST = 1024  # of anything in a config
 
 

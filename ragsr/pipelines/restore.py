@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ragsr.errors import InputError
 from ragsr.gallery import Gallery
-from ragsr.models import DEFAULT, load_model
+from ragsr.models import DEFAULT, REAL_NAME, load_model
+from ragsr.models.refnet import RICH
 from ragsr.pipelines.refir_restorer import ReFIROptions, ReFIRRestorer, load_refir
 from ragsr.pipelines.refsr import REFERENCE, RefSRPipeline, Restored
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:  # diffusers takes seconds to import, and few need it
 Photo = str | Path | Image.Image
 STAGES = "model_index.json"  # what a folder with a diffusion stage holds
 STEPS = 10  # of the diffusion, where the model does not say
-RICH = Path(__file__).parent.parent / "assets" / "rich"  # the diffusion stage that ships, for `DEFAULT`
 
 
 def restore(
@@ -55,7 +55,8 @@ def restore(
     gallery     a `Gallery` or its folder: the k nearest images are the references
     threshold   images of the gallery with a lower score are not used; None: the threshold of its encoder
     pipeline    "refsr", or "refir": a diffusion model that looks at the references while it denoises
-    model       refsr: "refnet", "transfer", the folder of a trained model, or the file of a TTSR checkpoint;
+    model       refsr: "refnet", "refnet-real" (for noise and compression), "transfer", the folder of a trained model,
+                or the file of a TTSR checkpoint;
                 refir: the folder, file or hub name of a diffusion model that `ragsr.hosts` knows
     quality     of refsr: "faithful" keeps to what is in the photo and its references; "rich" may add detail: by the
                 diffusion stage that ships with refnet, or by that of a model's folder, as
@@ -106,7 +107,8 @@ def load_pipeline(
         raise InputError("steps are of a diffusion, and quality faithful has none; leave them out, or ask for rich")
     if steps is not None and not 1 <= steps <= 1000:
         raise InputError(f"steps is {steps}; it must lie between 1 and 1000")
-    folder, place = RICH if model == DEFAULT and quality == "rich" else Path(model), find_device(device)
+    ships = quality == "rich" and model in (DEFAULT, REAL_NAME)
+    folder, place = RICH if ships else Path(model), find_device(device)
     has_diffusion = (folder / STAGES).is_file()
     loaded = load_model(reference_stage(folder) if has_diffusion else model, scale)
     if quality == "faithful":
