@@ -6,18 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from tiny_hosts import KINDS, host, picture, pipe, prompts, unet, with_words
+from tiny_hosts import KINDS, Passes, good, host, picture, pipe, prompts, records, unet, with_words
 from torch import Tensor
 
 from ragsr.chains import ChainPlan, ReferenceCache, SourceChain, Sources, chosen_layers, installed
-from ragsr.chains.cache import Memory
 from ragsr.errors import InputError
 from ragsr.gallery import Gallery
 from ragsr.hosts import host_of, load_host
 from ragsr.hosts.common import dtype_option
 from ragsr.hosts.loading import FIRST, POOLED, TEXT, single_file_class
-from ragsr.image import tensor_to_image
 from ragsr.pipelines.refir import ReFIRPipeline
 from ragsr.pipelines.refir_memory import estimate_memory, fitting_tile, record_bytes
 
@@ -38,24 +35,6 @@ def refir(kind: str, cache: ReferenceCache | None = None) -> ReFIRPipeline:
 def restore(pipeline: ReFIRPipeline, kind: str = "sd15", photo: int = 1, **changes: Any) -> Any:
     settings = {"scale": 1, "num_inference_steps": STEPS, "strength": 1.0, "output_type": "latent", "plan": PLAN}
     return pipeline(picture(photo), **prompts(kind) | settings | changes)
-
-
-def good(seed: int = 2, height: int = 48, width: int = 36) -> Image.Image:
-    return tensor_to_image(picture(seed, height, width))
-
-
-class Passes:
-    """Rows of each pass of the network while within."""
-
-    def __init__(self, kind: str = "sd15") -> None:
-        self.rows: list[int] = []
-        self.hook = host(kind).network.register_forward_pre_hook(lambda module, args: self.rows.append(len(args[0])))
-
-    def __enter__(self) -> list[int]:
-        return self.rows
-
-    def __exit__(self, *error: object) -> None:
-        self.hook.remove()
 
 
 # ------------------------------------------------------------------ the equations
@@ -165,12 +144,6 @@ def test_invariants(kind):
     assert all(
         type(layer.attention.processor).__name__ == "AttnProcessor2_0" for layer in host(kind).self_attentions("block")
     )
-
-
-def records(cache: ReferenceCache) -> dict[tuple[str, int], Any]:
-    memory = cache.places[1]
-    assert isinstance(memory, Memory)
-    return memory.records
 
 
 def test_one_reference_equals_two_of_the_same():

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from test_refir import Passes, good, records
-from tiny_hosts import host, picture, pipe, prompts
+from tiny_hosts import Passes, good, host, picture, pipe, prompts, records
 
 from ragsr.chains import ChainPlan, ReferenceCache
 from ragsr.errors import InputError

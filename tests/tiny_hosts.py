@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ragsr.chains import Sources
+from ragsr.chains import ReferenceCache, Sources
+from ragsr.chains.cache import Memory
+from ragsr.image import tensor_to_image
 
 SIDE = 32  # pixels of the pictures in tests; the auto-encoders here have stride 4
 
@@ -169,3 +172,27 @@ def check_recorded_injection(host, state, masks):
         target = host.run(rows=slice(0, None, 2))
     host.case.check("refir.out", torch.stack((target, source), dim=1).flatten(0, 1))
     host.case.check("plain.out", host.run())  # off again
+
+
+def good(seed: int = 2, height: int = 48, width: int = 36) -> Image.Image:
+    return tensor_to_image(picture(seed, height, width))
+
+
+class Passes:
+    """Rows of each pass of the network while within."""
+
+    def __init__(self, kind: str = "sd15") -> None:
+        self.rows: list[int] = []
+        self.hook = host(kind).network.register_forward_pre_hook(lambda module, args: self.rows.append(len(args[0])))
+
+    def __enter__(self) -> list[int]:
+        return self.rows
+
+    def __exit__(self, *error: object) -> None:
+        self.hook.remove()
+
+
+def records(cache: ReferenceCache) -> dict[tuple[str, int], Any]:
+    memory = cache.places[1]
+    assert isinstance(memory, Memory)
+    return memory.records
