@@ -9,6 +9,7 @@ from ragsr.ops import match_near as plain_near
 from ragsr.testing import TOLERANCES, devices, inputs
 
 kernel = pytest.importorskip("ragsr.kernels.match", reason="Triton is not installed")
+boxes = pytest.importorskip("ragsr.kernels.match_boxes", reason="Triton is not installed")
 near_kernel = pytest.importorskip("ragsr.kernels.match_near", reason="Triton is not installed")
 fold_kernel = pytest.importorskip("ragsr.kernels.fold", reason="Triton is not installed")
 DEVICE = devices()[-1]
@@ -40,8 +41,12 @@ def test_ties_go_to_the_lowest_index(monkeypatch, scratch):
     assert (score == score[0, 0, 0]).all()
 
 
+# boxes that hold all windows; only those of equal ones; a tile at a time; none, but the sums
+@pytest.mark.parametrize(("spare", "scratch"), [(3, 1 << 26), (0, 1 << 26), (3, 1 << 15), (3, 1)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_windows_match_plain(dtype):
+def test_windows_match_plain(monkeypatch, dtype, spare, scratch):
+    monkeypatch.setattr(boxes, "SPARE", spare)
+    monkeypatch.setattr(boxes, "SCRATCH", scratch)
     for a, b, prior, *settings in inputs("correlation_topk_near", DEVICE, dtype)[
         3 :: 1 if dtype == torch.float32 else 2
     ]:

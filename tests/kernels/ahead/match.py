@@ -1,6 +1,6 @@
 from triton.compiler import ASTSource
 
-from ragsr.kernels import fold, match, match_near
+from ragsr.kernels import fold, match, match_boxes, match_near
 
 KINDS = {"fp16": "*fp16", "bf16": "*bf16", "fp32": "*fp32"}
 
@@ -23,18 +23,41 @@ def matches(patch: int) -> tuple[ASTSource, dict[str, int]]:
     return source(match.matches_kernel, signature, constants, 8)
 
 
+BOX = ("first_tile", "here", "tiles", "across", "capacity", "a_height", "a_width", "b_width", "b_pixels")
+
+
+def box_products(kind: str, patch: int) -> tuple[ASTSource, dict[str, int]]:
+    pointers = {"a": KINDS[kind], "b": KINDS[kind], "boxes": "*i32", "g": "*fp32"}
+    constants = {
+        "PATCH": patch,
+        "PRECISION": "tf32x3" if kind == "fp32" else "ieee",
+        "SIDE": match_boxes.SIDE,
+        "COLUMNS": match_near.COLUMNS,
+        "CHANNELS": match_near.CHANNELS,
+    }
+    return source(match_near.box_products_kernel, pointers | dict.fromkeys((*BOX, "C"), "i32"), constants, 8)
+
+
 def near(kind: str, patch: int) -> tuple[ASTSource, dict[str, int]]:
-    integers = ("reference", "references", "window", "queries", "a_width", "a_pixels", "b_width", "b_pixels", "rows")
+    integers = ("reference", "references", "window", *BOX, "rows", "C", "k")
     pointers = {
         "a": KINDS[kind],
         "b": KINDS[kind],
+        "g": "*fp32",
+        "boxes": "*i32",
         "scale": "*fp32",
         "prior": "*i64",
         "score": "*fp32",
         "index": "*i64",
     }
-    constants = {"PATCH": patch, "CANDIDATES": match_near.CANDIDATES, "DEPTH": match_near.DEPTH}
-    return source(match_near.near_kernel, pointers | dict.fromkeys((*integers, "C", "k"), "i32"), constants, 4)
+    constants = {
+        "PATCH": patch,
+        "SIDE": match_boxes.SIDE,
+        "STEP": match_boxes.SIDE - patch + 1,
+        "CANDIDATES": match_near.CANDIDATES,
+        "DEPTH": match_near.DEPTH,
+    }
+    return source(match_near.near_kernel, pointers | dict.fromkeys(integers, "i32"), constants, 4)
 
 
 def folding(kernel, kind: str, stride: int, tables: dict[str, str], first: str) -> tuple[ASTSource, dict[str, int]]:
@@ -54,6 +77,7 @@ SORTED = {"order": "*i64", "starts": "*i64"}
 SOURCES = (
     {f"products_kernel {kind}": products(kind) for kind in KINDS}
     | {f"matches_kernel patch {patch}": matches(patch) for patch in (3, 7)}
+    | {f"box_products_kernel {kind} patch 3": box_products(kind, 3) for kind in KINDS}
     | {f"near_kernel {kind} patch 3": near(kind, 3) for kind in KINDS}
     | {
         f"gather_fold_kernel {kind} stride {stride}": folding(fold.gather_fold_kernel, kind, stride, INDEX, "features")
