@@ -24,6 +24,7 @@ from ragsr.training.examples import Example, ExampleMaker, Examples, Finder, Mix
 from ragsr.training.objectives import AutoencoderObjective, DiffusionObjective, PictureLoss
 from ragsr.training.perceptual import load_perceptual
 from ragsr.training.photos import degrade, find_photos
+from ragsr.training.refsr import distance
 from ragsr.training.run import BAD_BATCH, Run, Settings
 from ragsr.training.sizes import make_stage
 
@@ -166,13 +167,24 @@ def test_the_diffusion_loss_reaches_the_reference_stage_in_joint_alone():
 
 def test_alpha_weighs_what_reaches_the_reference_stage():
     found = []
-    for alpha in (0.0, 1.0, 4.0):
+    for alpha in (1.0, 2.0, 4.0):
         objective = diffusion_objective(joint=True, alpha=alpha)
         objective(batch_of(), torch.Generator().manual_seed(0))["loss"].backward()
         found.append(torch.cat([x.grad.flatten() for x in objective.reference.parameters() if x.grad is not None]))
-    own, once, four = found
-    assert (once - own).norm() > 1e-3 * own.norm()  # another direction, not only another length
-    torch.testing.assert_close(four - own, 4 * (once - own), rtol=1e-3, atol=1e-5)
+    once, twice, four = found
+    final, own = twice - once, 2 * once - twice
+    assert final.norm() > 1e-3 * own.norm()
+    assert torch.cosine_similarity(own, once, dim=0) < 1 - 1e-7  # another direction, not only another length
+    torch.testing.assert_close(four - once, 3 * final, rtol=1e-3, atol=1e-5)
+
+
+def test_without_alpha_the_reference_stage_learns_alone():
+    objective, batch = diffusion_objective(joint=True, alpha=0.0), batch_of()
+    losses = objective(batch, torch.Generator())
+    losses["loss"].backward()
+    assert losses["loss"] == distance((objective.restore(batch) + 1) / 2, batch["truth"])
+    assert gradients(objective.reference) > 0
+    assert gradients(objective.unet) == 0
 
 
 @pytest.mark.parametrize("predicts", ["x0", "noise"])
