@@ -44,7 +44,7 @@ from ragsr.evaluation.restoring import measured, name_in, random_reference
 from ragsr.gallery import Gallery
 from ragsr.image import load_image
 from ragsr.metrics import USUAL, load_measures
-from ragsr.metrics.named import describe
+from ragsr.metrics.named import FEATURES, describe
 from ragsr.pipelines import RefSRPipeline, load_pipeline
 from ragsr.pipelines.refsr import picture_of
 
@@ -68,7 +68,7 @@ class Row:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
-    started = time.perf_counter()
+    started, network = time.perf_counter(), args.features
     packs = {one: load_pack(args.data, one, args.groups) for one in args.inputs}
     pipeline = load_pipeline(model=args.model, quality=args.stages[-1], steps=args.steps, seed=args.seed)
     rows, sheets = collect(packs, pipeline, args)
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "weights": fingerprints(Path(args.model)),
         **settings,
         "steps": pipeline.steps,
-        "metrics": {name: describe(name, args.preset) for name in USUAL},
+        "metrics": {name: describe(name, args.preset, network and network.name) for name in metrics_of(network)},
         **told,
         "seconds": round(time.perf_counter() - started, 1),
         "provenance": provenance(),
@@ -106,6 +106,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="faithful: no diffusion")
     parser.add_argument("--steps", metavar="N", type=int, help="of the diffusion; default: the model's own")
     parser.add_argument("--preset", default="refir", help="how PSNR and SSIM are computed (%(default)s)")
+    parser.add_argument("--features", metavar="FILE|DIR", type=Path, help="as in ragsr eval restore")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="save all scores with device, versions and commit")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="save the tables")
@@ -117,6 +118,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.scenes is not None and args.scenes < 1:
         parser.error(f"--scenes is {args.scenes}; it counts scenes, from 1 on")
     return args
+
+
+def metrics_of(network: Path | None) -> tuple[str, ...]:
+    """The usual ones, and that of deep features where there is a network for it."""
+    return (*USUAL, *([FEATURES] if network else []))
 
 
 def spread(pack: Pack, count: int | None) -> Pack:
@@ -147,7 +153,7 @@ def collect(
     others = [random_reference(generator, first, query) for query in first.queries]
     few = spread(first, args.scenes)
     on_sheet = {query.name for query in spread(few, ON_SHEET).queries} if args.sheets else set()
-    measures = load_measures(USUAL, args.preset)
+    measures = load_measures(metrics_of(args.features), args.preset, network=args.features)
     rows: list[Row] = []
     sheets: dict[str, list[Shown]] = {name: [] for name in packs} if args.sheets else {}
     together = zip(*(pack.queries for pack in packs.values()), others, strict=True)

@@ -40,8 +40,8 @@ class Runs:
         self.filled = ReferenceCache()
         self.run("denoise", self.filled)
 
-    def run(self, mode: str, cache: ReferenceCache | None = None) -> torch.Tensor:
-        """The restored latent: encoded once, not decoded. Without a cache the chains go anew."""
+    def run(self, mode: str, cache: ReferenceCache | None = None, output: str = "latent") -> torch.Tensor:
+        """The restored latent, encoded once and not decoded, or the picture. Without a cache the chains go anew."""
         self.cache = cache or (self.filled if mode == "cache hit" else ReferenceCache())
         made = ReFIRPipeline(self.host, self.cache)
         made.set_progress_bar_config(disable=True)
@@ -54,7 +54,7 @@ class Runs:
             num_inference_steps=self.steps,
             strength=1.0,
             guidance_scale=GUIDANCE,
-            output_type="latent",
+            output_type=output,
             **self.told,
         ).images
 
@@ -123,6 +123,19 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['preset']:15} {row['mode']:10} {time_told:32} {memory}, {row['peak without cache times plain']:.2f}x"
 
 
+def load_model(name: str | None, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """A real model on the GPU, or the small one; and what its calls need."""
+    if name is None:
+        host, told = small_host(), {name: x.to(dtype) for name, x in prompts().items()}
+    else:
+        from ragsr.hosts import load_host
+
+        host, told = load_host(name, torch_dtype=dtype), {}
+    for part in host.parts().values():
+        part.to("cuda" if name else "cpu", dtype)
+    return host, told
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results with device, versions and commit")
@@ -133,13 +146,7 @@ def main() -> int:
     parser.add_argument("--model", help="a real model instead, on a GPU in float16: a folder or hub name")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    host, told = small_host(), prompts()
-    if args.model:
-        from ragsr.hosts import load_host
-
-        host, told = load_host(args.model, torch_dtype=torch.float16), {}
-        for part in host.parts().values():
-            part.to("cuda")
+    host, told = load_model(args.model, torch.float16 if args.model else torch.float32)
     rows = []
     for preset in args.presets:
         runs = Runs(host, tuple(args.size), told, preset, args.steps)

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,6 +185,9 @@ def test_retrieved_references_are_those_of_the_pack(pack):
     assert not folder.exists()
 
 
+HASH = Path(__file__).parents[1] / "ragsr" / "assets" / "hash" / "hash-64"
+
+
 class Page(HTMLParser):
     """The addresses and the number of pictures of a page."""
 
@@ -242,9 +246,13 @@ def test_eval_restore_by_chosen_metrics(pack, tmp_path, capsys):
         "--reference",
         "none",
     ]
-    assert main([*command, "--preset", "irag", "--metric", "haarpsi", "ssim", "--json", str(numbers)]) == 0
+    command += ["--metric", "haarpsi", "ssim", "--features", str(HASH)]
+    assert main([*command, "--preset", "irag", "--json", str(numbers)]) == 0
     found = json.loads(numbers.read_text())
-    assert list(found["metrics"]) == ["haarpsi", "ssim"]
+    assert list(found["metrics"]) == ["haarpsi", "ssim", "features"]
+    assert found["metrics"]["features"]["computed"].endswith("with hash-64")
+    scores = found["rows"][0]["scores"]
+    assert 0 < scores["none"]["features"] < scores["bicubic"]["features"]
     assert "psnr" not in found["rows"][0]["scores"]["none"]
     assert "mean_gain" not in found["mean"]["none"]
     told = capsys.readouterr().out

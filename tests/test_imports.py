@@ -20,7 +20,7 @@ BELOW = {
     "testing": {"ops"},
     "image": {"ops"},
     "colour": {"ops"},
-    "metrics": set(),
+    "metrics": {"codes", "models"},  # for networks whose features are compared
     "sheet": {"image"},
     "tiling": set(),
     "codes": {"models", "ops", "image"},

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from skimage import data
+from tiny_vgg import vgg
 
 pytest.importorskip("diffusers")
 
@@ -22,7 +23,6 @@ from ragsr.training.critic import PatchCritic, adversarial
 from ragsr.training.encodings import Encodings, make_encodings
 from ragsr.training.examples import Example, ExampleMaker, Examples, Finder, Mix, make_examples
 from ragsr.training.objectives import AutoencoderObjective, DiffusionObjective, PictureLoss
-from ragsr.training.perceptual import load_perceptual
 from ragsr.training.photos import degrade, find_photos
 from ragsr.training.refsr import distance
 from ragsr.training.run import BAD_BATCH, Run, Settings
@@ -363,28 +363,6 @@ def test_the_commands_from_photos_to_a_rich_photo(folder, tmp_path, capsys):
     (model / "unet" / "config.json").write_text("{")
     assert main([*command, "--quality", "rich", "-o", str(tmp_path / "no.png")]) == 2
     assert "is no diffusion stage that ragsr can load" in capsys.readouterr().err
-
-
-def vgg(folder):
-    """Random weights of a very small VGG."""
-    torch.manual_seed(0)
-    weights = {}
-    for number, (inputs, outputs) in {0: (3, 8), 2: (8, 8), 5: (8, 16)}.items():
-        layer = torch.nn.Conv2d(inputs, outputs, 3)
-        weights |= {f"features.{number}.{name}": x.detach() for name, x in layer.named_parameters()}
-    save_file(weights, folder / "vgg.safetensors")
-    return folder / "vgg.safetensors"
-
-
-def test_the_perceptual_distance(tmp_path):
-    distance = load_perceptual(vgg(tmp_path))
-    assert len(distance.stages) == 2  # it pools once
-    x = torch.rand(2, 3, 32, 32)
-    assert distance(x, x).tolist() == [0, 0]
-    assert (distance(x, x.flip(-1)) > 0).all()
-    save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match=r"holds no features\.0\.weight"):
-        load_perceptual(tmp_path / "other.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,15 @@ def add_restore(kinds: Any) -> None:
         "--metric",
         metavar="NAME",
         nargs="+",
-        help="psnr, ssim, haarpsi, niqe (these four; niqe needs 96 pixels a side), and lpips, dists, clipiqa, musiq, "
-        'fid, which need pip install "ragsr[metrics]"',
+        help="psnr, ssim, haarpsi, niqe (these four; niqe needs 96 pixels a side); features, with --features; lpips, "
+        'dists, clipiqa, musiq, fid, which need pip install "ragsr[metrics]"',
+    )
+    parser.add_argument(
+        "--features",
+        metavar="FILE|DIR",
+        type=Path,
+        help="measure also how differently this network sees result and truth, as LPIPS does, its layers counting "
+        "alike: weights of a VGG in torchvision's naming, a MobileNet v1 (NAME_dequant.npz), or a model of train hash",
     )
     parser.add_argument("--preset", default="refir", help="refir, irag, c2 or ttsr: how PSNR and SSIM are computed")
     add_model_options(parser)
@@ -132,18 +139,21 @@ def run_restore(args: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     find_preset(args.preset)
-    metrics = list(dict.fromkeys(args.metric or USUAL))
+    metrics = list(dict.fromkeys([*(args.metric or USUAL), *(["features"] if args.features else [])]))
     for name in metrics:
         find_metric(name)
     pack = _load_pack(args, args.degradation)
     pipeline = load_pipeline_of(args)
     methods = ["none", "gallery"] if args.gallery else args.reference
     with _searched(args, pack) as gallery, _sets(metrics) as sets:
-        rows = evaluate_restore(pack, pipeline, methods, gallery, args.k, args.preset, args.seed, metrics, sets)
+        rows = evaluate_restore(
+            pack, pipeline, methods, gallery, args.k, args.preset, args.seed, metrics, sets, args.features
+        )
         of_sets = fids(sets, str(pipeline.device)) if sets else None
     names = ("preset", "degradation", "groups", "pipeline", "model", "quality", "scale", "seed", "k")
     settings = {name: getattr(args, name) for name in names} | {"tile": pipeline.tile, "steps": pipeline.steps}
     settings["options"] = refir_options(args)
+    settings["features"] = args.features.name if args.features else None
     facts = report.run_facts(started, str(pipeline.device))
     document = report.restore_document(rows, settings, facts, of_sets)
     print(report.restore_lines(rows, document))

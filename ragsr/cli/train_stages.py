@@ -31,7 +31,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         help="of the picture in the diffusion loss; 0: latents alone, several times as fast (%(default)s)",
     )
-    group.add_argument("--perceptual", metavar="FILE|DIR", type=Path, help="VGG weights, or a model of train hash")
+    group.add_argument(
+        "--perceptual", metavar="FILE|DIR", type=Path, help="a VGG, a MobileNet, or a model of train hash"
+    )
     group.add_argument("--perceptual-share", metavar="P", type=float, default=0.5, help="of its loss (%(default)s)")
     group.add_argument(
         "--gan", metavar="P", type=float, default=0.0, help="share of the adversarial loss (%(default)s)"

@@ -4,8 +4,18 @@ Source: A. Howard et al., "MobileNets: efficient convolutional neural networks f
 Table 1. Strided layers pad as TensorFlow does (the odd pixel goes right and below), so that published weights fit.
 """
 
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ragsr.errors import InputError
+from ragsr.models.loading import load_into
+
+GRAPH, ARRAYS = "_graph.json", "_dequant.npz"  # of a published one
 
 # channels at width 1, and stride, of the layer that mixes channels
 LAYOUT = (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)
@@ -52,3 +62,35 @@ class Mixed(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu6(super().forward(x))
+
+
+# ------------------------------------------------------------------ published weights
+
+
+def load_mobilenet(path: Path) -> MobileNet:
+    """A published one, of whatever width."""
+    weights = read_mobilenet(path)
+    net = MobileNet(len(weights["layers.0.bias"]) / 32)
+    load_into(net, weights, str(path))
+    return net
+
+
+def read_mobilenet(path: Path) -> dict[str, Tensor]:
+    """The weights of `MobileNet` from a TensorFlow Lite graph that was written out in floats.
+
+    NAME_dequant.npz holds the arrays (tI for tensor I), NAME_graph.json beside it the operations in their order.
+    """
+    graph_path = path.with_name(path.name.removesuffix(ARRAYS) + GRAPH)
+    if not path.name.endswith(ARRAYS) or not path.is_file() or not graph_path.is_file():
+        raise InputError(f"{path}: a MobileNet comes as NAME{ARRAYS} with NAME{GRAPH} beside it")
+    arrays = np.load(path)
+    weights: dict[str, Tensor] = {}
+    for operation in json.loads(graph_path.read_text())["ops"]:
+        if operation["op"] == "AVERAGE_POOL_2D":
+            break
+        kernel, bias = (torch.from_numpy(arrays[f"t{i}"].astype(np.float32)) for i in operation["inputs"][1:3])
+        deep = operation["op"] == "DEPTHWISE_CONV_2D"  # [1, h, w, channels], else [out, h, w, in]
+        name = f"layers.{len(weights) // 2}"
+        weights[f"{name}.weight"] = kernel.permute(3, 0, 1, 2) if deep else kernel.permute(0, 3, 1, 2)
+        weights[f"{name}.bias"] = bias
+    return {name: x.contiguous() for name, x in weights.items()}

@@ -71,7 +71,7 @@ def restore_document(
     for method, value in (fids or {}).items():
         means[method][FID] = value
     metrics = [*rows[0].scores["bicubic"].metrics, *([FID] if fids else [])]
-    told = {name: describe(name, settings["preset"]) for name in metrics}
+    told = {name: describe(name, settings["preset"], settings.get("features")) for name in metrics}
     return {"evaluation": "restore", **settings, "metrics": told, "mean": means, "rows": listed, "run": facts}
 
 

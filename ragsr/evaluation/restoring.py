@@ -60,15 +60,17 @@ def evaluate_restore(
     seed: int = 0,
     metrics: Sequence[str] = USUAL,
     sets: Path | None = None,
+    network: Path | None = None,
 ) -> list[RestoreRow]:
     """Restore every photo of the pack by every method; a photo without references skips the methods that need one.
 
     The random reference of each photo is drawn with `numpy.random.default_rng(seed)`, one after the other in the order
     of the pack, from the sorted references of all other scenes. `gallery` is what "gallery" and "retrieved" search; for
     the latter it holds the references of the pack (`pack_gallery`). `metrics` are names of `ragsr.metrics.METRICS`; for
-    FID, which compares sets, the pictures are written to the folder `sets`, where `fids` finds them.
+    FID, which compares sets, the pictures are written to the folder `sets`, where `fids` finds them. `network` is what
+    the metric "features" looks with.
     """
-    measures = load_measures(metrics, preset, pipeline.device)
+    measures = load_measures(metrics, preset, pipeline.device, network)
     generator = np.random.default_rng(seed)
     others = [random_reference(generator, pack, query) for query in pack.queries]
     rows: list[RestoreRow] = []

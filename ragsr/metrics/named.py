@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +14,14 @@ from ragsr.metrics.fidelity import Picture, find_preset, psnr, ssim
 from ragsr.metrics.haarpsi import haarpsi
 from ragsr.metrics.niqe import niqe
 
+FEATURES = "features"
 Measure = Callable[[Picture, Picture], float]  # of an image and the truth
 METRICS = {
     "psnr": Metric("PSNR", higher=True, compares=True, unit="dB", digits=2),
     "ssim": Metric("SSIM", higher=True, compares=True),
     "haarpsi": Metric("HaarPSI", higher=True, compares=True),
     "niqe": Metric("NIQE", higher=False, compares=False, digits=3),
+    FEATURES: Metric("Deep features", higher=False, compares=True),
     **EXTRA,
 }
 USUAL = ("psnr", "ssim", "haarpsi", "niqe")  # those that need no extra
@@ -33,11 +36,15 @@ def find_metric(name: str) -> Metric:
 
 
 def load_measures(
-    names: Sequence[str] = USUAL, preset: str = "refir", device: str | torch.device = "cpu"
+    names: Sequence[str] = USUAL,
+    preset: str = "refir",
+    device: str | torch.device = "cpu",
+    network: Path | None = None,
 ) -> dict[str, Measure]:
     """What computes the metrics of these names for one image; FID, which is of sets, is not among them.
 
-    Raises `InputError` for unknown names and presets, and for a metric whose extra is missing.
+    `network` is what "features" looks with, see `ragsr.metrics.features`. Raises `InputError` for unknown names and
+    presets, and for a metric whose extra or network is missing.
     """
     find_preset(preset)
     for name in names:
@@ -50,7 +57,20 @@ def load_measures(
         "haarpsi": haarpsi,
         "niqe": lambda image, _: niqe(image),
     }
+    if FEATURES in names:
+        own[FEATURES] = feature_measure(network, device)
     return {name: own.get(name) or ExtraMeasure(name, device) for name in dict.fromkeys(names) if name != FID}
+
+
+def feature_measure(network: Path | None, device: str | torch.device) -> Measure:
+    from ragsr.metrics.features import FeatureMeasure  # which imports models
+
+    if network is None:
+        raise InputError(
+            "the metric features needs a network (--features FILE|DIR): weights of a VGG in torchvision's naming, "
+            "a MobileNet v1 as NAME_dequant.npz, or what ragsr train hash wrote"
+        )
+    return FeatureMeasure(network, device)
 
 
 def title(name: str, preset: str) -> str:
@@ -60,10 +80,12 @@ def title(name: str, preset: str) -> str:
     return f"{told}, {metric.unit}" if metric.unit else told
 
 
-def describe(name: str, preset: str) -> dict[str, Any]:
-    """What a saved number needs beside it."""
+def describe(name: str, preset: str, network: str | None = None) -> dict[str, Any]:
+    """What a saved number needs beside it; `network` is the name of what "features" looked with."""
     metric = find_metric(name)
     source = f"preset {preset}: {find_preset(preset).source}" if name in BY_PRESET else "ragsr, on whole images"
+    if name == FEATURES and network:
+        source = f"ragsr, on whole images, with {network}"
     return {
         "title": metric.title,
         "unit": metric.unit,

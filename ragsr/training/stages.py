@@ -25,6 +25,7 @@ from ragsr.errors import InputError
 from ragsr.files import replacing
 from ragsr.image import save_image, tensor_to_image
 from ragsr.metrics import haarpsi, psnr
+from ragsr.metrics.features import load_perceptual
 from ragsr.models.alignment import enlarge_low
 from ragsr.models.refnet import RefNet
 from ragsr.models.resample import resize
@@ -33,7 +34,6 @@ from ragsr.training.card import write_card
 from ragsr.training.encodings import Encodings, make_encodings
 from ragsr.training.examples import Batch, Example, Examples, Mix, load_example, make_examples
 from ragsr.training.objectives import AutoencoderObjective, DiffusionObjective, PictureLoss, enlarged_photo, signed
-from ragsr.training.perceptual import load_perceptual
 from ragsr.training.photos import Crops, Photo, degrade, pixels_to_tensor
 from ragsr.training.refsr import append_row, last_row
 from ragsr.training.run import Run, Settings
@@ -195,9 +195,9 @@ class DiffusionTraining:
             settings.picture,
         ).to(device)
         self.batches: Examples | Encodings
-        if settings.stage == "joint":
+        if settings.stage == "joint" or settings.picture:
             self.batches = Examples(paths, settings.side, settings.batch, settings.seed)
-        else:  # encoder and reference stage stand still
+        else:  # encoder and reference stage stand still, and encoding would take longer than learning
             half = settings.precision == "bf16"
             paths = make_encodings(self.objective, paths, out / "encodings", settings.seed, half)
             self.batches = Encodings(paths, settings.side, settings.batch, settings.seed)

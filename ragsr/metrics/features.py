@@ -1,8 +1,9 @@
 """A perceptual distance: how differently a fixed network sees two pictures.
 
-The network is the user's choice: the file of a VGG in torchvision's naming (`features.0.weight`, ...), or a folder that
-`ragsr train hash` wrote, whose backbone is small. After each of its stages the features of every place are brought to
-length one, and their squared difference is averaged; stages count alike.
+The network is the user's choice: the file of a VGG in torchvision's naming (`features.0.weight`, ...), a published
+MobileNet v1 (`codes.mobilenet.read_mobilenet`), or a folder that `ragsr train hash` wrote, whose backbone is small.
+After each of its stages the features of every place are brought to length one, and their squared difference is
+averaged; stages count alike. It is a loss in training, and a metric with a network that was not trained with.
 
 Source: R. Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018, Eq. 1, with
 equal weights.
@@ -15,7 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ragsr.codes.hashing import load_hash
+from ragsr.codes.mobilenet import ARRAYS, load_mobilenet
 from ragsr.errors import InputError
+from ragsr.metrics.fidelity import Picture, as_tensor, size_text
 from ragsr.models.loading import load_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which VGG was trained with
@@ -43,14 +47,32 @@ class PerceptualDistance(nn.Module):
         return torch.stack(distances).mean(0)
 
 
+class FeatureMeasure:
+    """The distance of two pictures as a metric: 0 for equal ones."""
+
+    def __init__(self, network: Path, device: str | torch.device = "cpu") -> None:
+        self.distance = load_perceptual(network).to(device)
+
+    @torch.no_grad()
+    def __call__(self, image: Picture, truth: Picture) -> float:
+        """Raises `InputError` for images of different sizes."""
+        x, y = (as_tensor(one).float().to(self.distance.mean.device) for one in (image, truth))
+        if x.shape != y.shape:
+            raise InputError(f"features are of images of one size; these are {size_text(x)} and {size_text(y)}")
+        return float(self.distance(x, y))
+
+
 def load_perceptual(path: Path) -> PerceptualDistance:
     """From a folder or a file, see above; `InputError` for anything else."""
-    if path.is_dir():
-        from ragsr.codes.hashing import load_hash
-
-        layers = load_hash(path).extractor.backbone.net.layers  # type: ignore[attr-defined] # of a HashEncoder
-        return PerceptualDistance(until_strides(list(layers)), (0.5,) * 3, (0.5,) * 3)
+    if path.is_dir() or path.name.endswith(ARRAYS):
+        return PerceptualDistance(until_strides(mobilenet_layers(path)), (0.5,) * 3, (0.5,) * 3)
     return PerceptualDistance(vgg_stages(load_weights(path), str(path)), MEAN, STD)
+
+
+def mobilenet_layers(path: Path) -> list[nn.Module]:
+    if path.is_dir():
+        return list(load_hash(path).extractor.backbone.net.layers)  # type: ignore[attr-defined] # of a HashEncoder
+    return list(load_mobilenet(path).layers)
 
 
 def until_strides(layers: list[nn.Module]) -> list[nn.Module]:
