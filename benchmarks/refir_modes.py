@@ -2,8 +2,8 @@
 
 The same photo with the same noise is restored in every mode; told is the PSNR between each result and that of
 `denoise`, and, as a yardstick, between that of the plain model, without the reference, and `denoise`. With the random
-weights of `small_hosts.py` the numbers say how far apart the computations are, not how it looks, and rounding grows
-from step to step, so that it runs in float64: `--model` takes a real one, in float16.
+weights of `small_hosts.py` the numbers say how far apart the computations are, not how it looks; `batched`, which
+computes the same in another batch, tells how far rounding goes, in float64. `--model` takes a real one, in float16.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help="(%(default)s)")
     parser.add_argument("--model", help="a real model instead, on a GPU in float16: a folder or hub name")
     args = parser.parse_args()
-    host, told = load_model(args.model, torch.float16 if args.model else torch.float64)
+    host, told = load_model(args.model, torch.float16 if args.model else torch.float64, looks_around=1)
     rows = []
     for preset in args.presets:
         runs = Runs(host, tuple(args.size), told, preset, args.steps)
