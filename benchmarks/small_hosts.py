@@ -19,7 +19,7 @@ TOKENS, WIDTH = 10, 1024 // NARROWER  # of the prompt
 
 
 def small_pipe(looks_around: float = 4) -> Any:
-    """`looks_around`: times the usual weights of self-attention; new layers hardly do, so a reference changes little."""
+    """`looks_around`: self-attention has so many times its first weights, with which a reference hardly shows."""
     import diffusers
 
     torch.manual_seed(0)
