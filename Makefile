@@ -57,7 +57,10 @@ rich: $(VENV)/.ready-test
 	    --rate 5e-4 --out $(RUNS)/latents
 	$(TRAIN) --stage diffusion --init $(RUNS)/latents/model --reference $(RUNS)/reference/model/reference --pairs 850 \
 	    --steps 1200 --batch 6 --side 128 --rate 3e-4 --picture-share 10 --perceptual ragsr/assets/hash/hash-64 \
-	    --perceptual-share 1 --gan 0.01 --sampling-steps 2 --out $(RUNS)/rich
+	    --perceptual-share 1 --gan 0.01 --sampling-steps 2 --out $(RUNS)/picture
+	$(TRAIN) --stage diffusion --init $(RUNS)/picture/model --pairs 3000 --steps 600 --batch 6 --side 128 --rate 3e-4 \
+	    --picture-share 10 --perceptual ragsr/assets/hash/hash-64 --perceptual-share 3 --gan 0.01 --sampling-steps 2 \
+	    --out $(RUNS)/rich
 
 gpu:
 	$(PYTHON) benchmarks/gpu.py --out $(OUT)
