@@ -7,7 +7,7 @@ A run keeps in its folder:
     log.csv, curve.png   losses and validation over the steps
     validation.png       held-out photos as they are restored
     examples/            crops with registered references, which take longer to make than to learn from
-    encodings/           these as the stage `diffusion` sees them
+    encodings/           these as the stage `diffusion` sees them, where it learns from latents alone
 """
 
 import csv
