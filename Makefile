@@ -4,7 +4,7 @@
 # make bench   time the ops against their plain forms and other libraries, the search and the restoration on this machine:
 #              benchmarks/results/ and the tables and the picture of docs/retrieval.md; RUN=--resume goes on after a stop
 # make rich    train what `--quality rich` uses, from the photos in DATA and the published autoencoder in AUTOENCODER (a
-#              folder with taef2_encoder.pth and taef2_decoder.pth): RUNS/rich/model, two hours of one core
+#              folder with taef2_encoder.pth and taef2_decoder.pth): RUNS/rich/model, some three hours of one core
 # make gpu     on a machine with an NVIDIA GPU, in the Python that already has torch: build, GPU tests, benchmarks; ten
 #              minutes, nothing is fetched; needs torch, numpy, setuptools, pybind11 and pytest in PYTHON, and nvcc
 #

@@ -123,10 +123,10 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['preset']:15} {row['mode']:10} {time_told:32} {memory}, {row['peak without cache times plain']:.2f}x"
 
 
-def load_model(name: str | None, dtype: torch.dtype, looks_around: float = 4) -> tuple[Any, dict[str, Any]]:
+def load_model(name: str | None, dtype: torch.dtype, attention_scale: float = 4) -> tuple[Any, dict[str, Any]]:
     """A real model on the GPU, or the small one; and what its calls need."""
     if name is None:
-        host, told = small_host(looks_around), {name: x.to(dtype) for name, x in prompts().items()}
+        host, told = small_host(attention_scale), {name: x.to(dtype) for name, x in prompts().items()}
     else:
         from ragsr.hosts import load_host
 

@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help="(%(default)s)")
     parser.add_argument("--model", help="a real model instead, on a GPU in float16: a folder or hub name")
     args = parser.parse_args()
-    host, told = load_model(args.model, torch.float16 if args.model else torch.float64, looks_around=2)
+    host, told = load_model(args.model, torch.float16 if args.model else torch.float64, attention_scale=2)
     rows = []
     for preset in args.presets:
         runs = Runs(host, tuple(args.size), told, preset, args.steps)

@@ -18,8 +18,8 @@ NARROWER = 8
 TOKENS, WIDTH = 10, 1024 // NARROWER  # of the prompt
 
 
-def small_pipe(looks_around: float = 4) -> Any:
-    """`looks_around`: self-attention has so many times its first weights, with which a reference hardly shows."""
+def small_pipe(attention_scale: float = 4) -> Any:
+    """`attention_scale`: self-attention has so many times its first weights, with which a reference hardly shows."""
     import diffusers
 
     torch.manual_seed(0)
@@ -33,7 +33,7 @@ def small_pipe(looks_around: float = 4) -> Any:
     ).eval()
     for name, weight in unet.named_parameters():
         if ".attn1." in name or "proj_out" in name:
-            weight.data *= looks_around
+            weight.data *= attention_scale
     vae = diffusers.AutoencoderKL(
         block_out_channels=(8, 8, 16, 16),
         norm_num_groups=4,
@@ -48,8 +48,8 @@ def small_pipe(looks_around: float = 4) -> Any:
     )
 
 
-def small_host(looks_around: float = 4) -> Any:
-    return host_of(small_pipe(looks_around))
+def small_host(attention_scale: float = 4) -> Any:
+    return host_of(small_pipe(attention_scale))
 
 
 def prompts() -> dict[str, Tensor]:

@@ -25,6 +25,8 @@ from ragsr.gallery import Gallery
 from ragsr.metrics import haarpsi, niqe, psnr, ssim
 from ragsr.pipelines import RefSRPipeline
 
+HASH = Path(__file__).parents[1] / "ragsr" / "assets" / "hash" / "hash-64"
+
 PHOTOS = {"multiview/cat": data.chelsea, "pairs/cup": data.coffee, "synthcrop/face": data.astronaut}
 SIZE = (120, 100)  # NIQE needs 96 pixels a side
 
@@ -183,9 +185,6 @@ def test_retrieved_references_are_those_of_the_pack(pack):
     used = [row.scores["retrieved"].references for row in rows]
     assert used == [*([f"{place}/ref_00.jpg"] for place in PHOTOS), []]  # for a single nothing is like enough
     assert not folder.exists()
-
-
-HASH = Path(__file__).parents[1] / "ragsr" / "assets" / "hash" / "hash-64"
 
 
 class Page(HTMLParser):

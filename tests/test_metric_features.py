@@ -65,6 +65,14 @@ def test_a_published_mobilenet(tmp_path):
     assert len(distance.stages) == 4
 
 
+@pytest.mark.parametrize("name", ["net_dequant.npz", "net_graph.json"])
+def test_a_damaged_mobilenet(tmp_path, name):
+    path, _ = published(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-100])
+    with pytest.raises(InputError, match="is no MobileNet that can be read"):
+        load_perceptual(path)
+
+
 NETWORKS = {"vgg": vgg, "published": lambda folder: published(folder)[0], "hash": lambda _: HASH}
 
 

@@ -337,6 +337,10 @@ def test_the_commands_from_photos_to_a_rich_photo(folder, tmp_path, capsys):
     assert told["step"] == 2
     assert train("autoencoder", "--reference", str(tmp_path / "refnet")) == told  # it goes on, and there is no more
     init = tmp_path / "autoencoder" / "model"
+    for side, kept in (("320", True), ("64", False)):  # of crops, which are as many pixels as the examples, or fewer
+        out = tmp_path / f"diffusion-{side}"
+        train("diffusion", "--init", str(init), "--picture-share", "0", "--side", side, "--out", str(out))
+        assert (out / "encodings").is_dir() == kept
     told = train("joint", "--init", str(init), "--perceptual", str(vgg(tmp_path)), "--gan", "0.1")
     assert 0 < told["rich_haarpsi"] <= 1
     assert told["critic"] > 0

@@ -136,10 +136,11 @@ def run_restore(args: argparse.Namespace) -> int:
     from ragsr.evaluation import evaluate_restore, report
     from ragsr.evaluation.restoring import fids
     from ragsr.metrics import USUAL, find_metric, find_preset
+    from ragsr.metrics.named import FEATURES
 
     started = time.perf_counter()
     find_preset(args.preset)
-    metrics = list(dict.fromkeys([*(args.metric or USUAL), *(["features"] if args.features else [])]))
+    metrics = list(dict.fromkeys([*(args.metric or USUAL), *([FEATURES] if args.features else [])]))
     for name in metrics:
         find_metric(name)
     pack = _load_pack(args, args.degradation)

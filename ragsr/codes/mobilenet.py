@@ -5,7 +5,10 @@ Table 1. Strided layers pad as TensorFlow does (the odd pixel goes right and bel
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -83,9 +86,15 @@ def read_mobilenet(path: Path) -> dict[str, Tensor]:
     graph_path = path.with_name(path.name.removesuffix(ARRAYS) + GRAPH)
     if not path.name.endswith(ARRAYS) or not path.is_file() or not graph_path.is_file():
         raise InputError(f"{path}: a MobileNet comes as NAME{ARRAYS} with NAME{GRAPH} beside it")
-    arrays = np.load(path)
+    try:
+        return weights_of(json.loads(graph_path.read_text())["ops"], np.load(path))
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        raise InputError(f"{path}: with {graph_path.name} it is no MobileNet that can be read ({error})") from error
+
+
+def weights_of(operations: Sequence[dict[str, Any]], arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
-    for operation in json.loads(graph_path.read_text())["ops"]:
+    for operation in operations:
         if operation["op"] == "AVERAGE_POOL_2D":
             break
         kernel, bias = (torch.from_numpy(arrays[f"t{i}"].astype(np.float32)) for i in operation["inputs"][1:3])

@@ -1,4 +1,4 @@
-"""Examples as `diffusion` learns from latents alone: encoded once, since encoder and reference stage stand still.
+"""Examples as the stage `diffusion` learns from them: encoded once, since encoder and reference stage stand still.
 
 A latent is cut where the picture is cut, at multiples of eight pixels. Turning comes first: the latent of a turned
 picture is another one.

@@ -178,8 +178,7 @@ class Examples:
     """The batches of a run, drawn by step."""
 
     def __init__(self, paths: Sequence[Path], side: int, batch: int, seed: int) -> None:
-        self.examples = [load_example(path) for path in paths]
-        self.side, self.batch, self.seed = side, batch, seed
+        self.paths, self.side, self.batch, self.seed = paths, side, batch, seed
 
     def draw(self, *number: int) -> Batch:
         """The batch of that step, and of whatever else counts batches."""
@@ -192,7 +191,7 @@ class Examples:
 
     def _draw_one(self, generator: np.random.Generator) -> Batch:
         """Cropped, and laid down in one of eight ways."""
-        example = self.examples[generator.integers(len(self.examples))]
+        example = load_example(self.paths[int(generator.integers(len(self.paths)))])
         places = SIDE - self.side
         top, left = (SCALE * int(generator.integers(places // SCALE + 1)) for _ in range(2))
         fine = slice(top, top + self.side), slice(left, left + self.side)

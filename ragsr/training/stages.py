@@ -7,7 +7,7 @@ A run keeps in its folder:
     log.csv, curve.png   losses and validation over the steps
     validation.png       held-out photos as they are restored
     examples/            crops with registered references, which take longer to make than to learn from
-    encodings/           these as the stage `diffusion` sees them, where it learns from latents alone
+    encodings/           these as the stage `diffusion` sees them, if the run is long enough for that to save time
 """
 
 import csv
@@ -34,6 +34,7 @@ from ragsr.training.card import write_card
 from ragsr.training.encodings import Encodings, make_encodings
 from ragsr.training.examples import Batch, Example, Examples, Mix, load_example, make_examples
 from ragsr.training.objectives import AutoencoderObjective, DiffusionObjective, PictureLoss, enlarged_photo, signed
+from ragsr.training.pairs import SIDE
 from ragsr.training.photos import Crops, Photo, degrade, pixels_to_tensor
 from ragsr.training.refsr import append_row, last_row
 from ragsr.training.run import Run, Settings
@@ -195,9 +196,9 @@ class DiffusionTraining:
             settings.picture,
         ).to(device)
         self.batches: Examples | Encodings
-        if settings.stage == "joint" or settings.picture:
+        if settings.stage == "joint" or not encoding_pays(settings, examples):
             self.batches = Examples(paths, settings.side, settings.batch, settings.seed)
-        else:  # encoder and reference stage stand still, and encoding would take longer than learning
+        else:  # encoder and reference stage stand still
             half = settings.precision == "bf16"
             paths = make_encodings(self.objective, paths, out / "encodings", settings.seed, half)
             self.batches = Encodings(paths, settings.side, settings.batch, settings.seed)
@@ -238,6 +239,12 @@ class DiffusionTraining:
         steps = self.settings.sampling_steps
         rich = self.stage(enlarged, faithful, num_inference_steps=steps, generator=generator)
         return enlarged, faithful, rich
+
+
+def encoding_pays(settings: Settings, examples: int) -> bool:
+    """Whether to encode all examples whole is no more work than to encode the crops of all steps."""
+    crops = settings.steps * settings.accumulate * settings.batch
+    return examples * SIDE**2 <= crops * settings.side**2
 
 
 class Scores:
