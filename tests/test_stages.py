@@ -61,11 +61,11 @@ def tiny_net():
     return net
 
 
-def diffusion_objective(joint=False, alpha=1.0, predicts="x0"):
+def diffusion_objective(joint=False, alpha=1.0, predicts="x0", picture_loss=None, gan=0.0):
     stage = make_stage("tiny", predicts)
     torch.manual_seed(0)
     torch.nn.init.normal_(stage.unet.conv_out.weight, std=0.02)  # it begins with zeros too
-    return DiffusionObjective(stage, tiny_net(), joint, alpha, PictureLoss(None, 0))
+    return DiffusionObjective(stage, tiny_net(), joint, alpha, picture_loss or PictureLoss(None, 0), gan)
 
 
 def batch_of(count=2, side=64, references=True):
@@ -185,6 +185,27 @@ def test_without_alpha_the_reference_stage_learns_alone():
     assert losses["loss"] == distance((objective.restore(batch) + 1) / 2, batch["truth"])
     assert gradients(objective.reference) > 0
     assert gradients(objective.unet) == 0
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_the_intermediate_result_is_judged_by_features_and_a_critic_too(alpha):
+    seen = PictureLoss(lambda made, truth: (made - truth).square().mean((1, 2, 3)), 3.0)
+    objective = diffusion_objective(True, alpha, picture_loss=seen, gan=0.5)
+    batch = batch_of()
+    losses = objective(batch, torch.Generator().manual_seed(0))
+    made, truth = objective.restore(batch), 2 * batch["truth"] - 1
+    near = (made - truth).abs().mean() if alpha else distance((made + 1) / 2, batch["truth"])
+    restored = near + 3 * (made - truth).square().mean() / 4
+    torch.testing.assert_close(losses["restored"], restored)
+    for_made, of_critic = adversarial(objective.reference_critic, made, truth)
+    torch.testing.assert_close(losses["reference_critic"], of_critic)
+    whole = restored + 0.5 * for_made.mean() + of_critic
+    if alpha:
+        whole = whole + losses["latent"] + losses["picture"] + losses["critic"]
+    torch.testing.assert_close(losses["loss"], whole)
+    losses["loss"].backward()
+    assert gradients(objective.reference_critic) > 0
+    assert diffusion_objective(gan=0.5).reference_critic is None  # where the reference stage stands still
 
 
 @pytest.mark.parametrize("predicts", ["x0", "noise"])

@@ -3,13 +3,14 @@
     autoencoder   |D(E(x)) - x| and |x' + D(E(x)) - D(E(x')) - x|, x' the low-quality photo enlarged: the latent shall
                   hold what a picture has more than another
     diffusion     L_final: noise or clean difference of latents, squared, and the picture they stand for
-    joint         L_res + α · L_final (iRAG Eq. 7), with L_res = |intermediate - x|
+    joint         L_inter + α · L_final (iRAG Eq. 7), L_inter = |intermediate - x|
 
 In `diffusion` the reference stage is left as it is. In `joint` the gradient of L_final reaches it, through the
 autoencoder, whose weights stand still, and through the sum that makes the picture: that is what gives α a meaning.
-At α = 0 the reference stage learns alone, by the loss that `--stage reference` has.
+At α = 0 the reference stage learns alone, and its first term is the loss that `--stage reference` has.
 
-To each the adversarial loss (`ragsr.training.critic`) may be added, in a share that is 0 by default.
+To every picture, L_inter's too, a perceptual distance and the adversarial loss (`ragsr.training.critic`) may be added,
+in shares that are 0 by default.
 
 Where noise is predicted the picture counts by ᾱ of its timestep, since the clean latent that follows from the noise is
 far off where that is strong. Where the clean latent is predicted it counts alike at every timestep.
@@ -43,10 +44,14 @@ class PictureLoss(nn.Module):
 
     def forward(self, made: Tensor, truth: Tensor) -> Tensor:
         """[B, 3, H, W] twice -> [B]"""
-        loss = (made - truth).abs().mean((1, 2, 3))
-        if self.perceptual is not None:
-            loss = loss + self.share * self.perceptual((made + 1) / 2, (truth + 1) / 2)
-        return loss
+        return (made - truth).abs().mean((1, 2, 3)) + self.seen(made, truth)
+
+    def seen(self, made: Tensor, truth: Tensor) -> Tensor:
+        """The perceptual part alone, [B]."""
+        if self.perceptual is None:
+            return made.new_zeros(len(made))
+        distance: Tensor = self.share * self.perceptual((made + 1) / 2, (truth + 1) / 2)
+        return distance
 
 
 class AutoencoderObjective(nn.Module):
@@ -93,6 +98,7 @@ class DiffusionObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.critic, self.gan = make_critic(gan if picture else 0), gan
+        self.reference_critic = make_critic(gan if joint else 0)
         self.unet, self.structure = stage.unet.requires_grad_(True), stage.structure.requires_grad_(True)
         self.vae, self.reference = stage.vae.requires_grad_(False), reference.requires_grad_(joint)
         self.picture_loss = picture_loss.requires_grad_(False)
@@ -104,16 +110,25 @@ class DiffusionObjective(nn.Module):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Losses:
         if self.joint and not self.alpha:
-            own = distance((self.restore(batch) + 1) / 2, batch["truth"])
-            return {"loss": own, "restored": own}
+            return self.reference_losses(self.restore(batch), signed(batch["truth"]))
         encoded = batch if "z" in batch else self.encoded(batch)
         final = self.final_losses(encoded, generator)
         loss = final["latent"] + self.picture * final.get("picture", 0)
         critic = final.get("critic", 0)  # learns by itself, whatever α is
         if not self.joint:
             return {"loss": loss + critic, **final}
-        own = (encoded["intermediate"] - encoded["truth"]).abs().mean()
-        return {"loss": own + self.alpha * loss + critic, "restored": own, **final}
+        own = self.reference_losses(encoded["intermediate"], encoded["truth"])
+        return {**own, **final, "loss": own["loss"] + self.alpha * loss + critic}
+
+    def reference_losses(self, intermediate: Tensor, truth: Tensor) -> Losses:
+        """L_inter of two pictures in [-1, 1]."""
+        near = (intermediate - truth).abs().mean() if self.alpha else distance((intermediate + 1) / 2, (truth + 1) / 2)
+        loss = near + self.picture_loss.seen(intermediate, truth).mean()
+        losses = {"restored": loss}
+        if self.reference_critic is not None:
+            for_made, losses["reference_critic"] = adversarial(self.reference_critic, intermediate, truth)
+            loss = loss + self.gan * for_made.mean() + losses["reference_critic"]
+        return {**losses, "loss": loss}
 
     def encoded(self, batch: Batch) -> Batch:
         """A batch as this loss takes it: `truth` and `intermediate` in [-1, 1], and `z`, `z_low`, `z_inter`, scaled."""
