@@ -10,9 +10,9 @@
 //     contiguous      a unit is one group; a tile is some of its channels, or a part of a long one
 //     channels-last   a unit is one sample; a tile is some positions with all their channels
 //
-// Each unit is passed over twice with its groups' sums between, the second time from its end: what was read last is
-// nearest. With more units than threads one thread does both passes of a unit, so that the second finds it in the cache;
-// else the tiles of a pass are shared among the threads.
+// Each unit is passed over twice with its groups' sums between. With more units than threads one thread does both passes
+// of a unit, so that the second finds it in the cache; else the tiles of a pass are shared among the threads, and each gets
+// those of the first pass again. Both passes go upwards, which is what caches read ahead for.
 #pragma once
 
 #include <algorithm>
@@ -95,12 +95,12 @@ void two_passes(const Tiling& tiling, Work& work, int64_t threads, const Paralle
     parallel(units, tiles * size, [&](int64_t unit) {
       for (int64_t i = 0; i < tiles; ++i) work.first(tiling.tile(unit, i));
       work.between(unit);
-      for (int64_t i = tiles; i-- > 0;) work.second(tiling.tile(unit, i));
+      for (int64_t i = 0; i < tiles; ++i) work.second(tiling.tile(unit, i));
     });
   } else {
     parallel(units * tiles, size, [&](int64_t i) { work.first(tiling.tile(i / tiles, i % tiles)); });
     parallel(units, tiles * size, [&](int64_t unit) { work.between(unit); });
-    parallel(units * tiles, size, [&](int64_t i) { work.second(tiling.tile(i / tiles, tiles - 1 - i % tiles)); });
+    parallel(units * tiles, size, [&](int64_t i) { work.second(tiling.tile(i / tiles, i % tiles)); });
   }
 }
 

@@ -115,32 +115,38 @@ RAGSR_TARGET inline void along_positions(const Step step, int64_t rows, int64_t 
     int64_t i = 0;
     if constexpr (kPaired<typename Step::Element>)
       for (; i + 2 * kLanes <= count; i += 2 * kLanes) run_pair(step, row, i, constants, sums);
+#pragma GCC unroll 4
     for (; i + kLanes <= count; i += kLanes) run(step, row, Whole{i}, constants, sums);
     if (i < count) run(step, row, Some{i, count - i}, constants, sums);
     for (int k = 0; k < Step::kAdders; ++k) step.sums[k][r * step.next_sum] = sum_of_lanes(sums[k]);
   }
 }
 
-template <class Step, class Piece>
-RAGSR_TARGET inline void across_rows(const Step& step, const typename Step::Row* rows, int64_t count, Piece piece) {
+template <int64_t kRows, class Step, class Piece>
+RAGSR_TARGET inline void across_rows(const Step& step, const typename Step::Row* rows, Piece piece) {
   Reals constants[Step::kConstants], sums[Step::kAdders + 1] = {};
   for (int k = 0; k < Step::kConstants; ++k) constants[k] = piece.read(step.constants[k]);
-  for (int64_t r = 0; r < count; ++r) run(step, rows[r], piece, constants, sums);
+#pragma GCC unroll 4
+  for (int64_t r = 0; r < kRows; ++r) run(step, rows[r], piece, constants, sums);
   for (int k = 0; k < Step::kAdders; ++k) piece.write(step.sums[k], piece.read(step.sums[k]) + sums[k]);
 }
 
-// Some rows together: the values and sums of a channel are loaded once for all of them.
+template <int64_t kRows, class Step>
+RAGSR_TARGET inline void along_rows(const Step& step, int64_t first, int64_t count) {
+  typename Step::Row rows[kRows];
+  for (int64_t r = 0; r < kRows; ++r) rows[r] = step.row(first + r);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) across_rows<kRows>(step, rows, Whole{i});
+  if (i < count) across_rows<kRows>(step, rows, Some{i, count - i});
+}
+
+// Where channels are summed, some rows together: their sums are loaded and stored once for all of them.
 template <class Step>
 RAGSR_TARGET inline void along_channels(const Step step, int64_t rows, int64_t count) {
-  constexpr int64_t kTogether = 4;
-  for (int64_t r = 0; r < rows; r += kTogether) {
-    const int64_t some = std::min(kTogether, rows - r);
-    typename Step::Row together[kTogether];
-    for (int64_t j = 0; j < some; ++j) together[j] = step.row(r + j);
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) across_rows(step, together, some, Whole{i});
-    if (i < count) across_rows(step, together, some, Some{i, count - i});
-  }
+  constexpr int64_t kTogether = Step::kAdders > 0 ? 4 : 1;
+  int64_t r = 0;
+  for (; r + kTogether <= rows; r += kTogether) along_rows<kTogether>(step, r, count);
+  for (; r < rows; ++r) along_rows<1>(step, r, count);
 }
 
 template <bool kChannels, class Step>

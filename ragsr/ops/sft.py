@@ -109,26 +109,28 @@ def check_group_norm_sft(
     check_operands(op, x=x, weight=weight, bias=bias, gamma=gamma, beta=beta, residual=residual, x2=x2)
     if x.ndim < 2:
         raise ValueError(f"{op}: x has shape {tuple(x.shape)}; it must be [batch, channels, ...]")
-    if x2 is not None and (x2.ndim != x.ndim or x2.shape[0] != x.shape[0] or x2.shape[2:] != x.shape[2:]):
-        raise ValueError(
-            f"{op}: x has shape {tuple(x.shape)} and x2 {tuple(x2.shape)}; they may differ in the channels alone"
-        )
-    channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
-    shape = (x.shape[0], channels, *x.shape[2:])
+    shape = tuple(x.shape)
+    if x2 is not None:
+        if x2.ndim != x.ndim or x2.shape[0] != x.shape[0] or x2.shape[2:] != x.shape[2:]:
+            raise ValueError(f"{op}: x has shape {shape} and x2 {tuple(x2.shape)}; they may differ in the channels alone")
+        shape = (shape[0], shape[1] + x2.shape[1], *shape[2:])
+    channels = shape[1]
     if groups < 1 or channels % groups:
         raise ValueError(f"{op}: groups is {groups} with {channels} channels; it must divide the channels")
     if activation not in ACTIVATIONS:
         raise ValueError(f'{op}: activation is "{activation}"; it must be None, "silu" or "relu"')
     for name, vector in (("weight", weight), ("bias", bias)):
-        if tuple(vector.shape) != (channels,):
+        if vector.shape != (channels,):
             raise ValueError(f"{op}: {name} has shape {tuple(vector.shape)}; it must be ({channels},), one per channel")
     for name, map_ in (("gamma", gamma), ("beta", beta)):
+        if map_.shape == shape:
+            continue
         matches = map_.ndim == x.ndim and map_.shape[1] == channels
         if not matches or any(m not in (1, n) for m, n in zip(map_.shape, shape, strict=True)):
             raise ValueError(
                 f"{op}: {name} has shape {tuple(map_.shape)}; it must be {shape}; batch and positions may be 1"
             )
-    if residual is not None and tuple(residual.shape) != shape:
+    if residual is not None and residual.shape != shape:
         raise ValueError(f"{op}: residual has shape {tuple(residual.shape)}; it must have that of the result, {shape}")
 
 
