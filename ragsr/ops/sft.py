@@ -112,7 +112,9 @@ def check_group_norm_sft(
     shape = tuple(x.shape)
     if x2 is not None:
         if x2.ndim != x.ndim or x2.shape[0] != x.shape[0] or x2.shape[2:] != x.shape[2:]:
-            raise ValueError(f"{op}: x has shape {shape} and x2 {tuple(x2.shape)}; they may differ in the channels alone")
+            raise ValueError(
+                f"{op}: x has shape {shape} and x2 {tuple(x2.shape)}; they may differ in the channels alone"
+            )
         shape = (shape[0], shape[1] + x2.shape[1], *shape[2:])
     channels = shape[1]
     if groups < 1 or channels % groups:
