@@ -4,7 +4,7 @@
 # make bench   time the ops against their plain forms and other libraries, the search and the restoration on this machine:
 #              benchmarks/results/ and the tables and the picture of docs/retrieval.md; RUN=--resume goes on after a stop
 # make rich    train what `--quality rich` uses, from the photos in DATA and the published autoencoder in AUTOENCODER (a
-#              folder with taef2_encoder.pth and taef2_decoder.pth): RUNS/rich/model, some three hours of one core
+#              folder with taef2_encoder.pth and taef2_decoder.pth): RUNS/rich/model, some four hours of one core
 # make gpu     on a machine with an NVIDIA GPU, in the Python that already has torch: build, GPU tests, benchmarks; ten
 #              minutes, nothing is fetched; needs torch, numpy, setuptools, pybind11 and pytest in PYTHON, and nvcc
 #
@@ -60,6 +60,9 @@ rich: $(VENV)/.ready-test
 	    --perceptual-share 1 --gan 0.01 --sampling-steps 2 --out $(RUNS)/picture
 	$(TRAIN) --stage diffusion --init $(RUNS)/picture/model --pairs 3000 --steps 600 --batch 6 --side 128 --rate 3e-4 \
 	    --picture-share 10 --perceptual ragsr/assets/hash/hash-64 --perceptual-share 3 --gan 0.01 --sampling-steps 2 \
+	    --out $(RUNS)/picture-two
+	$(TRAIN) --stage joint --alpha 0 --init $(RUNS)/picture-two/model --pairs 3000 --steps 3000 --batch 6 --side 128 \
+	    --rate 5e-4 --perceptual ragsr/assets/hash/hash-64 --perceptual-share 40 --gan 0.02 --sampling-steps 2 \
 	    --out $(RUNS)/rich
 
 gpu:

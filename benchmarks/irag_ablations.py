@@ -3,6 +3,7 @@
     python benchmarks/irag_ablations.py --data pack --model runs/rich/model --json ablations.json
     python benchmarks/irag_ablations.py --data pack --model a0.1=runs/a0.1/model --model a1=runs/a1/model     Table 4
     python benchmarks/irag_ablations.py --data pack --stage TTSR.pt                                           Table 8
+    python benchmarks/irag_ablations.py --data pack --model runs/rich/model --without RM
 
 Of every model with a diffusion stage (paper, Table 3):
 
@@ -42,6 +43,7 @@ from ragsr.models.resample import resize
 from ragsr.pipelines import RefSRPipeline, load_pipeline
 
 METRICS = ("psnr", "haarpsi", "niqe")
+PARTS = {"H": "-H", "RM": "-RM", "R": "-R", "diffusion": "faithful"}  # and what the whole is called without it
 Scores = dict[str, list[float]]  # by metric, in the order of the photos
 
 
@@ -62,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", metavar="DIR", required=True, help="an evaluation pack")
     parser.add_argument("--model", metavar="[NAME=]DIR", action="append", default=[], help="a model with diffusion")
+    parser.add_argument("--without", nargs="+", choices=PARTS, default=list(PARTS), help="what to take away (each)")
     parser.add_argument("--stage", metavar="NAME|PATH", action="append", default=[], help="a reference stage alone")
     parser.add_argument("--encoder", default=DEFAULT, help="whose codes find references (%(default)s)")
     parser.add_argument("--degradation", choices=("bicubic", "degraded"), default="bicubic")
@@ -78,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with pack_gallery(pack, args.encoder) as gallery:
         for given in args.model:
             name, path = given.split("=", 1) if "=" in given else (given, given)
-            tables[name] = compared(pack, of_model(path, args.steps, args.seed), gallery, args.seed)
+            cases = of_model(path, args.steps, args.seed)
+            kept = {case: cases[case] for case in ("whole", *(PARTS[part] for part in args.without))}
+            tables[name] = compared(pack, kept, gallery, args.seed)
         for name in args.stage:
             tables[name] = compared(pack, of_stage(name), gallery, args.seed)
     for name, rows in tables.items():

@@ -3,6 +3,7 @@
     python benchmarks/irag_evidence.py --data pack --model runs/rich/model --json evidence.json \
         --markdown evidence.md --sheets /tmp/sheets
     python benchmarks/irag_evidence.py --data pack --model runs/rich/model --scenes 8 --inputs degraded
+    python benchmarks/irag_evidence.py --data pack --model refnet-real --faithful refnet-real
     python benchmarks/irag_evidence.py --data pack --model refnet --stages faithful
 
 Each photo is restored from its low-quality copies, with four choices of reference:
@@ -12,9 +13,9 @@ Each photo is restored from its low-quality copies, with four choices of referen
     none
     random      one of another scene
 
-Both stages are scored in one pass, as `rich` begins with the result of `faithful`. What comes to the same references
-(`retrieved` often is the true one) or to the same intermediate result (a random reference is often not used at all) is
-not computed twice.
+`faithful` is what `rich` begins with, or, with --faithful, what another reference stage makes. What comes to the same
+references (`retrieved` often is the true one) or to the same intermediate result (a random reference is often not used
+at all) is not computed twice.
 
 Means and paired differences over the photos have a 95 % interval: a bootstrap over scenes. A difference is called
 better or worse where its whole interval lies on that side of 0, and open otherwise.
@@ -71,12 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started, network = time.perf_counter(), args.features
     packs = {one: load_pack(args.data, one, args.groups) for one in args.inputs}
     pipeline = load_pipeline(model=args.model, quality=args.stages[-1], steps=args.steps, seed=args.seed)
-    rows, sheets = collect(packs, pipeline, args)
+    rows, sheets = collect(packs, pipeline, load_pipeline(model=args.faithful) if args.faithful else None, args)
     told = summary([asdict(row) for row in rows], args.seed)
     settings = {name: getattr(args, name) for name in ("inputs", "groups", "scenes", "stages", "preset", "seed")}
     document = {
         "evaluation": "irag evidence",
         "model": Path(args.model).name,
+        "faithful": Path(args.faithful or args.model).name,
         "weights": fingerprints(Path(args.model)),
         **settings,
         "steps": pipeline.steps,
@@ -100,6 +102,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", metavar="DIR", required=True, help="an evaluation pack")
     parser.add_argument("--model", metavar="NAME|DIR", required=True, help="as in ragsr restore --quality rich")
+    parser.add_argument("--faithful", metavar="NAME|DIR", help="the reference stage to compare with; default: its own")
     parser.add_argument("--inputs", nargs="+", choices=DEGRADATIONS, default=list(DEGRADATIONS), help="low quality by")
     parser.add_argument("--groups", nargs="+", default=["multiview", "synthcrop"], help="of photos (%(default)s)")
     parser.add_argument("--scenes", metavar="N", type=int, help="only N scenes, spread over the pack")
@@ -145,7 +148,7 @@ def fingerprints(model: Path) -> dict[str, str]:
 
 
 def collect(
-    packs: dict[str, Pack], pipeline: RefSRPipeline, args: argparse.Namespace
+    packs: dict[str, Pack], pipeline: RefSRPipeline, faithful: RefSRPipeline | None, args: argparse.Namespace
 ) -> tuple[list[Row], dict[str, list[Shown]]]:
     """The scores of all pictures, and those that are shown, by input."""
     first = next(iter(packs.values()))
@@ -162,7 +165,7 @@ def collect(
         for *queries, other in tqdm(photos, unit="photo", disable=None):
             for name, query in zip(packs, queries, strict=True):
                 references = references_of(pipeline, first, query, other, gallery)
-                pictures = dict(restored(pipeline, load_low(query), references, args.stages))
+                pictures = dict(restored(pipeline, load_low(query), references, args.stages, faithful))
                 truth = load_truth(query)
                 for (stage, kind), (picture, seconds) in pictures.items():
                     scores = measured(measures, picture, truth)
@@ -192,7 +195,11 @@ def references_of(pipeline: RefSRPipeline, pack: Pack, query: Query, other: str 
 
 
 def restored(
-    pipeline: RefSRPipeline, picture: Image.Image, references: References, stages: Sequence[str]
+    pipeline: RefSRPipeline,
+    picture: Image.Image,
+    references: References,
+    stages: Sequence[str],
+    faithful: RefSRPipeline | None = None,
 ) -> Iterator[tuple[tuple[str, str | None], tuple[Image.Image, float | None]]]:
     """Bicubic, and every stage with every kind of reference."""
     size = (picture.width * pipeline.scale, picture.height * pipeline.scale)
@@ -204,7 +211,7 @@ def restored(
         seconds = None
         if paths not in made:
             start = time.thread_time()
-            made[paths] = stages_of(pipeline, low, paths, known)
+            made[paths] = stages_of(pipeline, low, paths, known, faithful)
             seconds = time.thread_time() - start
         for stage in stages:
             yield (stage, kind), (made[paths][stage], seconds)
@@ -212,15 +219,19 @@ def restored(
 
 @torch.no_grad()
 def stages_of(
-    pipeline: RefSRPipeline, low: torch.Tensor, references: tuple[Path, ...], known: Known
+    pipeline: RefSRPipeline,
+    low: torch.Tensor,
+    references: tuple[Path, ...],
+    known: Known,
+    faithful: RefSRPipeline | None = None,
 ) -> dict[str, Image.Image]:
-    """What `pipeline(low, references)` gives, and what it has before the diffusion.
+    """What `pipeline(low, references)` gives, and what it has before the diffusion or what `faithful` makes.
 
     `known` grows by what is made here. The diffusion sees of the references the intermediate result alone.
     """
-    prepared, _ = pipeline.prepare(references)
-    intermediate, _ = pipeline.restore(low, prepared)
-    pictures = {"faithful": picture_of(intermediate)}
+    intermediate = before_diffusion(pipeline, low, references)
+    first = intermediate if faithful is None else before_diffusion(faithful, low, references)
+    pictures = {"faithful": picture_of(first)}
     if pipeline.diffusion is not None and pipeline.steps is not None:
         rich = next((picture for seen, picture in known if torch.equal(seen, intermediate)), None)
         if rich is None:
@@ -228,6 +239,11 @@ def stages_of(
             known.append((intermediate, rich))
         pictures["rich"] = rich
     return pictures
+
+
+def before_diffusion(pipeline: RefSRPipeline, low: torch.Tensor, references: tuple[Path, ...]) -> torch.Tensor:
+    prepared, _ = pipeline.prepare(references)
+    return pipeline.restore(low, prepared)[0]
 
 
 def shown(query: Query, truth: Image.Image, pictures: Pictures, references: References, stages: Sequence[str]) -> Shown:

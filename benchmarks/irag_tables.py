@@ -79,8 +79,9 @@ def markdown(document: Facts) -> str:
     head = [f"{title(name, preset)} {'↑' if find_metric(name).higher else '↓'}" for name in metrics]
     made = document["provenance"]
     lines = [
-        f"{document['model']}, {document['steps'] or 'no'} steps, seed {document['seed']}; in brackets 95 % over the "
-        f"scenes. {made['devices']['cpu']}, commit {made['commit']}, {made['date'][:10]}."
+        f"{document['model']}, {document['steps'] or 'no'} steps, seed {document['seed']}; faithful: that of "
+        f"{document['faithful']}; in brackets 95 % over the scenes. {made['devices']['cpu']}, commit {made['commit']}, "
+        f"{made['date'][:10]}."
     ]
     for name, photos in document["photos"].items():
         rows = [row for row in document["means"] if row["input"] == name]

@@ -218,6 +218,9 @@ def test_ablations(folder, tmp_path, capsys):
     assert len({row["psnr"]["mean"] for row in rows.values()}) >= 4  # every part counts; random may be ignored as none
     assert rows["-RM"]["haarpsi"]["difference"] != 0
     assert "-RM" in capsys.readouterr().out
+    command += ["--without", "RM", "--json", str(tmp_path / "one.json")]
+    assert irag_ablations.main(command) == 0
+    assert json.loads((tmp_path / "one.json").read_text())["tables"]["mine"] == {k: rows[k] for k in ("whole", "-RM")}
 
 
 # ------------------------------------------------------------------ evidence
@@ -255,7 +258,7 @@ def test_evidence_is_what_the_pipeline_gives(evidence, folder):
         "haarpsi": haarpsi(direct, truth),
         "niqe": niqe(direct),
     }
-    assert (document["steps"], document["model"]) == (1, folder.name)
+    assert (document["steps"], document["model"], document["faithful"]) == (1, folder.name, folder.name)
     assert "unet/diffusion_pytorch_model.safetensors" in document["weights"]
     assert {"commit", "versions", "devices"} <= set(document["provenance"])
 
@@ -275,6 +278,16 @@ def test_what_is_the_same_is_computed_once(folder, monkeypatch):
     pictures = {kind: picture.tobytes() for (_, kind), (picture, _) in made.items()}
     assert pictures["true"] == pictures["retrieved"] != pictures["none"] == pictures["random"]
     assert torch.equal(calls[0][1], low)
+
+
+def test_another_reference_stage_to_compare_with(folder):
+    pipeline, other = load_pipeline(model=folder, quality="rich", steps=1), load_pipeline(model="transfer")
+    references = {"true": (REFERENCE,)}
+    made = dict(irag_evidence.restored(pipeline, LOW, references, ["faithful", "rich"], other))
+    direct = ragsr.restore(LOW, references=REFERENCE, model="transfer")
+    assert made["faithful", "true"][0].tobytes() == pixels(direct)
+    direct = ragsr.restore(LOW, references=REFERENCE, model=folder, quality="rich", steps=1)
+    assert made["rich", "true"][0].tobytes() == pixels(direct)
 
 
 def test_means_and_differences_of_the_evidence(evidence):

@@ -19,8 +19,8 @@ from ragsr.models.loading import CONFIG, WEIGHTS, load_into, load_weights, read_
 from ragsr.models.views import PreparedReferences, check_image, views_of
 
 ASSET = Path(__file__).parent.parent / "assets" / "refnet"
-RICH = ASSET.parent / "rich"  # the diffusion stage that ships
-REAL = RICH / "reference"  # its first stage, trained with noise and compression
+REAL = ASSET.parent / "refnet-real"  # trained with noise and compression
+RICH = ASSET.parent / "rich"  # the diffusion stage that ships, with a reference stage of its own
 MOST = 1024  # of anything in a config
 
 
