@@ -66,7 +66,7 @@ def test_rich_adds_to_faithful(folder):
 
 
 def test_what_ships():
-    """Sharper than its own reference stage, near to it, and small."""
+    """Sharper than `refnet-real`, near to it, and small."""
     faithful = ragsr.restore(LOW, references=REFERENCE, model="refnet-real")
     rich = ragsr.restore(LOW, references=REFERENCE, quality="rich")
     assert pixels(rich) == pixels(ragsr.restore(LOW, references=REFERENCE, quality="rich", model="refnet-real"))
@@ -280,9 +280,10 @@ def test_what_is_the_same_is_computed_once(folder, monkeypatch):
     assert torch.equal(calls[0][1], low)
 
 
-def test_another_reference_stage_to_compare_with(folder):
+def test_another_reference_stage_to_compare_with(folder, tmp_path):
+    REFERENCE.save(tmp_path / "good.png")
     pipeline, other = load_pipeline(model=folder, quality="rich", steps=1), load_pipeline(model="transfer")
-    references = {"true": (REFERENCE,)}
+    references = {"true": (tmp_path / "good.png",)}
     made = dict(irag_evidence.restored(pipeline, LOW, references, ["faithful", "rich"], other))
     direct = ragsr.restore(LOW, references=REFERENCE, model="transfer")
     assert made["faithful", "true"][0].tobytes() == pixels(direct)

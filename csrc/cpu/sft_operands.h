@@ -92,7 +92,6 @@ class [[gnu::visibility("hidden")]] Call {
   Call(const Tensor& x, int64_t groups, const Maybe& x2, const Tensor& weight, const Tensor& bias)
       : sizes(sizes_of(x)), channels_last(is_channels_last(x) && (!x2 || is_channels_last(*x2))), x_(x),
         weight_(dense(weight)), bias_(dense(bias)) {
-    kept_.reserve(16);
     sizes[1] += x2 ? x2->size(1) : 0;
     STD_TORCH_CHECK(groups > 0 && sizes[1] % groups == 0, "groups must divide the channels");
     STD_TORCH_CHECK(weight_.numel() == sizes[1] && bias_.numel() == sizes[1], "one weight and bias per channel");
