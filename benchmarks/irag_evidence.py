@@ -3,7 +3,7 @@
     python benchmarks/irag_evidence.py --data pack --model runs/rich/model --json evidence.json \
         --markdown evidence.md --sheets /tmp/sheets
     python benchmarks/irag_evidence.py --data pack --model runs/rich/model --scenes 8 --inputs degraded
-    python benchmarks/irag_evidence.py --data pack --model refnet-real --faithful refnet-real
+    python benchmarks/irag_evidence.py --data pack --model ragsr/assets/rich --faithful refnet-real
     python benchmarks/irag_evidence.py --data pack --model refnet --stages faithful
 
 Each photo is restored from its low-quality copies, with four choices of reference:
