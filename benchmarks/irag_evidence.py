@@ -63,7 +63,7 @@ class Row:
     stage: str  # bicubic, faithful or rich
     reference: str | None  # which kind; None for bicubic
     references: list[str]
-    seconds: float | None  # of one thread, both stages; None where the picture was made for another kind
+    seconds: float | None  # of one thread, all stages; None where the picture was made for another kind
     metrics: dict[str, float]
 
 

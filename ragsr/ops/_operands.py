@@ -53,7 +53,7 @@ def check_operands(op: str, **operands: Tensor | None) -> None:
 
 
 def alike(operands: Iterable[Tensor | None]) -> bool:
-    """Whether there is nothing to complain about; every call asks, so in no more than a microsecond or two."""
+    """Whether those that are there are floats of one dtype on one device. Every call asks: in a microsecond or two."""
     dtype = device = None
     for x in operands:
         if x is None:
