@@ -22,7 +22,7 @@ from ragsr.training import stages
 from ragsr.training.critic import PatchCritic, adversarial
 from ragsr.training.encodings import Encodings, make_encodings
 from ragsr.training.examples import Example, ExampleMaker, Examples, Finder, Mix, make_examples
-from ragsr.training.objectives import AutoencoderObjective, DiffusionObjective, PictureLoss
+from ragsr.training.objectives import AutoencoderObjective, DiffusionObjective, PictureLoss, signed
 from ragsr.training.photos import degrade, find_photos
 from ragsr.training.refsr import distance
 from ragsr.training.run import BAD_BATCH, Run, Settings
@@ -61,11 +61,12 @@ def tiny_net():
     return net
 
 
-def diffusion_objective(joint=False, alpha=1.0, predicts="x0", picture_loss=None, gan=0.0):
+def diffusion_objective(joint=False, alpha=1.0, predicts="x0", picture_loss=None, gan=0.0, own_steps=0):
     stage = make_stage("tiny", predicts)
     torch.manual_seed(0)
     torch.nn.init.normal_(stage.unet.conv_out.weight, std=0.02)  # it begins with zeros too
-    return DiffusionObjective(stage, tiny_net(), joint, alpha, picture_loss or PictureLoss(None, 0), gan)
+    loss = picture_loss or PictureLoss(None, 0)
+    return DiffusionObjective(stage, tiny_net(), joint, alpha, loss, gan, own_steps=own_steps)
 
 
 def batch_of(count=2, side=64, references=True):
@@ -208,20 +209,19 @@ def test_the_intermediate_result_is_judged_by_features_and_a_critic_too(alpha):
     assert diffusion_objective(gan=0.5).reference_critic is None  # where the reference stage stands still
 
 
+@pytest.mark.parametrize("own_steps", [0, 3])
 @pytest.mark.parametrize("predicts", ["x0", "noise"])
-def test_a_perfect_denoiser_has_no_loss(predicts, monkeypatch):
+def test_a_perfect_denoiser_has_no_loss(predicts, own_steps, monkeypatch):
     """The latent part vanishes, and the picture is the intermediate one with the truth's detail added."""
-    objective = diffusion_objective(predicts=predicts)
-    batch, kept = batch_of(), {}
-    draw = torch.randn
-    monkeypatch.setattr(torch, "randn", lambda *a, **k: kept.setdefault("noise", draw(*a, **k)))
-    encoded = objective.encoded(batch)
+    objective = diffusion_objective(predicts=predicts, own_steps=own_steps)
+    encoded = objective.encoded(batch_of())
     clean, intermediate = encoded["z"], encoded["intermediate"]
     objective.detail_scale = 3.0
 
-    def perfect(*_):
-        difference = 3 * (clean - encoded["z_inter"])
-        return type("Out", (), {"sample": difference if predicts == "x0" else kept["noise"]})
+    def perfect(_, x, t, *__):
+        difference, alpha = 3 * (clean - encoded["z_inter"]), objective.alphas[t].view(-1, 1, 1, 1)
+        noise = (x - alpha.sqrt() * difference) / (1 - alpha).sqrt()
+        return type("Out", (), {"sample": difference if predicts == "x0" else noise})
 
     monkeypatch.setattr(type(objective.unet), "forward", perfect)
     seen = []
@@ -230,6 +230,33 @@ def test_a_perfect_denoiser_has_no_loss(predicts, monkeypatch):
     assert losses["latent"] < 1e-12
     expected = intermediate + objective.decode(clean) - objective.decode(objective.encode(intermediate))
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("predicts", ["x0", "noise"])
+def test_own_steps_learn_from_what_the_sampler_has(predicts):
+    """What the pipeline has between its steps is what the loss denoises at these timesteps."""
+    objective = diffusion_objective(predicts=predicts, own_steps=3)
+    stage = make_stage("tiny", predicts)
+    stage.unet, stage.structure, stage.vae = objective.unet, objective.structure, objective.vae
+    stage.set_progress_bar_config(disable=True)
+    low, intermediate = torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(1)).unbind()
+    sampled = []
+
+    def keep(_, step, timestep, kept):
+        sampled.append((int(timestep), kept["latents"]))
+
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    options = {"num_inference_steps": 3, "generator": torch.Generator().manual_seed(7)}
+    stage(low, intermediate, **options, callback_on_step_end=keep)
+    z_low, z_inter = (objective.encode(signed(x)) for x in (low, intermediate))
+    met = {}
+    for seed in range(12):
+        x, t = objective.on_the_way(z_low, z_inter, noise, torch.Generator().manual_seed(seed))
+        met[int(t)] = x
+    timesteps = [timestep for timestep, _ in sampled]
+    assert set(met) == set(timesteps)
+    for before, (_, latents) in zip(timesteps[1:], sampled, strict=False):
+        torch.testing.assert_close(met[before], latents, rtol=0, atol=1e-4)
 
 
 def test_without_the_picture_nothing_is_decoded():
@@ -360,8 +387,9 @@ def test_the_commands_from_photos_to_a_rich_photo(folder, tmp_path, capsys):
     init = tmp_path / "autoencoder" / "model"
     for side, kept in (("320", True), ("64", False)):  # of crops, which are as many pixels as the examples, or fewer
         out = tmp_path / f"diffusion-{side}"
-        train("diffusion", "--init", str(init), "--picture-share", "0", "--side", side, "--out", str(out))
+        train("diffusion", "--init", str(init), "--picture-share", "0", "--side", side, "--timesteps", "own", "--out", str(out))
         assert (out / "encodings").is_dir() == kept
+    assert json.loads((out / "model" / "training.json").read_text())["settings"]["timesteps"] == "own"
     told = train("joint", "--init", str(init), "--perceptual", str(vgg(tmp_path)), "--gan", "0.1")
     assert 0 < told["rich_haarpsi"] <= 1
     assert told["critic"] > 0

@@ -62,13 +62,16 @@ struct Tile {
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Elements of a tile of whole rows, about: 128 KiB of float32, small beside a second cache.
+constexpr int64_t kTile = 1 << 15;
+
 struct Tiling {
   explicit Tiling(const Shape& shape) : shape(shape) {
     const int64_t p = std::max<int64_t>(1, shape.positions);
     units = shape.channels_last ? shape.batch : shape.batch * shape.groups;
     unit_channels = shape.channels_last ? shape.channels : shape.group_channels();
-    channels = shape.channels_last ? shape.channels : std::min(unit_channels, kLongestRow / p);
-    channels = std::max<int64_t>(1, channels);
+    const int64_t shares = std::max<int64_t>(1, divide_up(unit_channels * p, kTile));
+    channels = shape.channels_last ? shape.channels : std::max<int64_t>(1, divide_up(unit_channels, shares));
     positions = shape.channels_last ? std::clamp<int64_t>(p / 16, 16, 128) : std::min(p, kLongestRow);
     position_tiles = divide_up(shape.positions, positions);
     tiles = divide_up(unit_channels, channels) * position_tiles;

@@ -45,6 +45,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--accumulate", metavar="N", type=int, default=1, help="batches for one step (%(default)s)")
     group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast (%(default)s)")
     group.add_argument("--sampling-steps", metavar="N", type=int, default=10, help="when it is used (%(default)s)")
+    group.add_argument(
+        "--timesteps",
+        choices=("any", "own"),
+        default="any",
+        help="what is noised: the truth, at any timestep, or, at those of --sampling-steps, what the network itself "
+        "made of it in the steps before; for the last run, if few steps are to be enough (%(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(
         **{name: getattr(args, name) for name in ("stage", "steps", "size", "batch", "accumulate", "side", "seed")},
         **{
-            name: getattr(args, name) for name in ("precision", "predicts", "alpha", "picture", "gan", "sampling_steps")
+            name: getattr(args, name)
+            for name in ("precision", "predicts", "alpha", "picture", "gan", "sampling_steps", "timesteps")
         },
         rate=args.rate or RATE,
         warm_up=max(1, min(WARM_UP, args.steps // 20)),

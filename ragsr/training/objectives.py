@@ -12,11 +12,16 @@ At α = 0 the reference stage learns alone, and its first term is the loss that 
 To every picture, L_inter's too, a perceptual distance and the adversarial loss (`ragsr.training.critic`) may be added,
 in shares that are 0 by default.
 
+A sampler of few steps meets few timesteps, and at all but the first of them no truth that was noised, but what the
+network itself has answered. With `own_steps` this is what the network learns from: a step of that many is drawn, and
+what is noised comes from the sampler's way there.
+
 Where noise is predicted the picture counts by ᾱ of its timestep, since the clean latent that follows from the noise is
 far off where that is strong. Where the clean latent is predicted it counts alike at every timestep.
 
 Source: iRAG, Sec. 3.3.2, Eq. 6 and 7; J. Ho et al., Denoising Diffusion Probabilistic Models, NeurIPS 2020, Eq. 14; for
-the clean latent as target: Salimans and Ho, Progressive Distillation, ICLR 2022, Sec. 4.
+the clean latent as target: Salimans and Ho, Progressive Distillation, ICLR 2022, Sec. 4; for `own_steps`: Yin et al.,
+Improved Distribution Matching Distillation, NeurIPS 2024, Sec. 4.5.
 """
 
 import torch
@@ -27,6 +32,7 @@ from ragsr.models.alignment import enlarge_low
 from ragsr.models.fusion import FusionNet
 from ragsr.models.resample import resize
 from ragsr.pipelines.diffusion import DiffusionStage
+from ragsr.pipelines.schedulers import timesteps_of
 from ragsr.training.critic import PatchCritic, adversarial
 from ragsr.training.examples import Batch
 from ragsr.training.refsr import distance
@@ -95,6 +101,7 @@ class DiffusionObjective(nn.Module):
         picture_loss: PictureLoss,
         gan: float = 0.0,
         picture: float = 1.0,
+        own_steps: int = 0,  # 0: any timestep
     ) -> None:
         super().__init__()
         self.critic, self.gan = make_critic(gan if picture else 0), gan
@@ -103,6 +110,7 @@ class DiffusionObjective(nn.Module):
         self.vae, self.reference = stage.vae.requires_grad_(False), reference.requires_grad_(joint)
         self.picture_loss = picture_loss.requires_grad_(False)
         self.joint, self.alpha, self.picture = joint, alpha, picture
+        self.scheduler, self.own_steps = stage.scheduler, own_steps
         self.scaling: float = stage.vae.config.scaling_factor
         self.predicts_noise = stage.scheduler.config.prediction_type == "epsilon"
         self.detail_scale: float = stage.config.detail_scale
@@ -151,14 +159,19 @@ class DiffusionObjective(nn.Module):
         """The two parts of L_final at timesteps drawn for this batch."""
         truth, intermediate = encoded["truth"], encoded["intermediate"]
         z, z_low, z_inter = (encoded[name] for name in ("z", "z_low", "z_inter"))
-        t = torch.randint(len(self.alphas), (len(z),), generator=generator).to(z.device)
-        noise = torch.randn(z.shape, generator=generator).to(z.device)
-        alpha = self.alphas[t].view(-1, 1, 1, 1)
         detail = (z - z_inter) * self.detail_scale
-        x = alpha.sqrt() * detail + (1 - alpha).sqrt() * noise
+        noise = torch.randn(z.shape, generator=generator).to(z.device)
+        if self.own_steps:
+            x, t = self.on_the_way(z_low, z_inter, noise, generator)
+        else:
+            t = torch.randint(len(self.alphas), (len(z),), generator=generator).to(z.device)
+        alpha = self.alphas[t].view(-1, 1, 1, 1)
+        if self.own_steps:
+            noise = (x - alpha.sqrt() * detail) / (1 - alpha).sqrt()
+        else:
+            x = alpha.sqrt() * detail + (1 - alpha).sqrt() * noise
 
-        text = z.new_zeros(len(z), 1, self.unet.config.cross_attention_dim)
-        predicted = self.unet(x, t, text, self.structure([z_low, z_inter], t)).sample.float()
+        predicted = self.predict(x, t, z_low, z_inter)
         losses = {"latent": F.mse_loss(predicted, noise if self.predicts_noise else detail)}
         if not self.picture:
             return losses
@@ -171,6 +184,25 @@ class DiffusionObjective(nn.Module):
             of_picture = of_picture + self.gan * for_made
         weight = self.alphas[t] if self.predicts_noise else torch.ones_like(self.alphas[t])
         return losses | {"picture": (weight * of_picture).mean()}
+
+    @torch.no_grad()
+    def on_the_way(
+        self, z_low: Tensor, z_inter: Tensor, noise: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """What the sampler has before one of its steps, the same for the batch, and the timestep of each, [B]."""
+        timesteps = timesteps_of(self.scheduler, self.own_steps, noise.device)
+        reached = int(torch.randint(len(timesteps), (), generator=generator))
+        x = self.scheduler.add_noise((z_low - z_inter) * self.detail_scale, noise, timesteps[:1])
+        for timestep in timesteps[:reached]:
+            predicted = self.predict(x, timestep.expand(len(x)), z_low, z_inter)
+            x = self.scheduler.step(predicted, timestep, x).prev_sample
+        return x, timesteps[reached].expand(len(x))
+
+    def predict(self, x: Tensor, t: Tensor, z_low: Tensor, z_inter: Tensor) -> Tensor:
+        """What the U-Net answers at timesteps `t` [B]."""
+        text = x.new_zeros(len(x), 1, self.unet.config.cross_attention_dim)
+        predicted: Tensor = self.unet(x, t, text, self.structure([z_low, z_inter], t)).sample
+        return predicted.float()
 
     def encode(self, image: Tensor) -> Tensor:
         latent: Tensor = self.vae.encode(image).latent_dist.mean.float()

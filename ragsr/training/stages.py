@@ -194,6 +194,7 @@ class DiffusionTraining:
             picture_loss,
             settings.gan,
             settings.picture,
+            settings.sampling_steps if settings.timesteps == "own" else 0,
         ).to(device)
         self.batches: Examples | Encodings
         if settings.stage == "joint" or not encoding_pays(settings, examples):
