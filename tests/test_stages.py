@@ -387,7 +387,8 @@ def test_the_commands_from_photos_to_a_rich_photo(folder, tmp_path, capsys):
     init = tmp_path / "autoencoder" / "model"
     for side, kept in (("320", True), ("64", False)):  # of crops, which are as many pixels as the examples, or fewer
         out = tmp_path / f"diffusion-{side}"
-        train("diffusion", "--init", str(init), "--picture-share", "0", "--side", side, "--timesteps", "own", "--out", str(out))
+        more = ["--picture-share", "0", "--timesteps", "own", "--out", str(out)]
+        train("diffusion", "--init", str(init), "--side", side, *more)
         assert (out / "encodings").is_dir() == kept
     assert json.loads((out / "model" / "training.json").read_text())["settings"]["timesteps"] == "own"
     told = train("joint", "--init", str(init), "--perceptual", str(vgg(tmp_path)), "--gan", "0.1")
