@@ -63,7 +63,10 @@ rich: $(VENV)/.ready-test
 	    --out $(RUNS)/picture-two
 	$(TRAIN) --stage joint --alpha 0 --init $(RUNS)/picture-two/model --pairs 3000 --steps 3000 --batch 6 --side 128 \
 	    --rate 5e-4 --perceptual ragsr/assets/hash/hash-64 --perceptual-share 40 --gan 0.02 --sampling-steps 2 \
-	    --out $(RUNS)/rich
+	    --out $(RUNS)/reference-seen
+	$(TRAIN) --stage diffusion --init $(RUNS)/reference-seen/model --pairs 3000 --steps 1200 --batch 6 --side 128 \
+	    --rate 3e-4 --picture-share 10 --perceptual ragsr/assets/hash/hash-64 --perceptual-share 3 --gan 0.01 \
+	    --sampling-steps 2 --timesteps own --out $(RUNS)/rich
 
 gpu:
 	$(PYTHON) benchmarks/gpu.py --out $(OUT)

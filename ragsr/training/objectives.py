@@ -161,18 +161,12 @@ class DiffusionObjective(nn.Module):
         z, z_low, z_inter = (encoded[name] for name in ("z", "z_low", "z_inter"))
         detail = (z - z_inter) * self.detail_scale
         noise = torch.randn(z.shape, generator=generator).to(z.device)
-        if self.own_steps:
-            x, t = self.on_the_way(z_low, z_inter, noise, generator)
-        else:
-            t = torch.randint(len(self.alphas), (len(z),), generator=generator).to(z.device)
+        own = self.own_steps > 0
+        x, t = self.on_the_way(z_low, z_inter, noise, generator) if own else self.noised(detail, noise, generator)
         alpha = self.alphas[t].view(-1, 1, 1, 1)
-        if self.own_steps:
-            noise = (x - alpha.sqrt() * detail) / (1 - alpha).sqrt()
-        else:
-            x = alpha.sqrt() * detail + (1 - alpha).sqrt() * noise
-
         predicted = self.predict(x, t, z_low, z_inter)
-        losses = {"latent": F.mse_loss(predicted, noise if self.predicts_noise else detail)}
+        beside = (x - alpha.sqrt() * detail) / (1 - alpha).sqrt()  # the noise, and what was answered wrongly before
+        losses = {"latent": F.mse_loss(predicted, beside if self.predicts_noise else detail)}
         if not self.picture:
             return losses
 
@@ -184,6 +178,12 @@ class DiffusionObjective(nn.Module):
             of_picture = of_picture + self.gan * for_made
         weight = self.alphas[t] if self.predicts_noise else torch.ones_like(self.alphas[t])
         return losses | {"picture": (weight * of_picture).mean()}
+
+    def noised(self, detail: Tensor, noise: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The truth's detail with noise, and the timestep of each, any one, [B]."""
+        t = torch.randint(len(self.alphas), (len(detail),), generator=generator).to(detail.device)
+        alpha = self.alphas[t].view(-1, 1, 1, 1)
+        return alpha.sqrt() * detail + (1 - alpha).sqrt() * noise, t
 
     @torch.no_grad()
     def on_the_way(
