@@ -49,8 +49,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--timesteps",
         choices=("any", "own"),
         default="any",
-        help="what is noised: the truth, at any timestep, or, at those of --sampling-steps, what the network itself "
-        "made of it in the steps before; for the last run, if few steps are to be enough (%(default)s)",
+        help="any: the truth with the noise of any timestep; own: the timesteps of --sampling-steps, reached by the "
+        "network's own answers; for the last run of a model that is used with few steps (%(default)s)",
     )
 
 

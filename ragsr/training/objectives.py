@@ -13,8 +13,8 @@ To every picture, L_inter's too, a perceptual distance and the adversarial loss 
 in shares that are 0 by default.
 
 A sampler of few steps meets few timesteps, and at all but the first of them no truth that was noised, but what the
-network itself has answered. With `own_steps` this is what the network learns from: a step of that many is drawn, and
-what is noised comes from the sampler's way there.
+network itself has answered. With `own_steps` the network learns from that: one of so many steps is drawn, and the
+sampler goes there.
 
 Where noise is predicted the picture counts by ᾱ of its timestep, since the clean latent that follows from the noise is
 far off where that is strong. Where the clean latent is predicted it counts alike at every timestep.

@@ -56,7 +56,7 @@ class Settings:
     perceptual: float = 0.0  # share of the perceptual distance
     gan: float = 0.0  # share of the adversarial loss
     sampling_steps: int = 10  # when the model is used
-    timesteps: str = "any"  # or own: those of `sampling_steps`, with what the network itself made of those before
+    timesteps: str = "any"  # or own: those of `sampling_steps`, reached by the network's own answers
 
     def rate_at(self, step: int) -> float:
         return self.rate * share_at(step, self.steps, self.warm_up)
