@@ -110,6 +110,16 @@ def test_a_large_mean_does_not_drown_the_spread(layout):
     torch.testing.assert_close(rstd.double(), 1 / spread, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(("first", "second", "size"), [(9, 12, (61, 67)), (4, 3, (97, 101))])
+def test_a_group_of_several_tiles(first, second, size):
+    """Of some whole rows, or of parts of some, with the seam inside of one."""
+    x, x2, map_ = torch.randn(2, first, *size), torch.randn(2, second, *size), torch.randn(2, first + second, *size)
+    x = x + torch.arange(first).view(-1, 1, 1)  # no tile has the mean of another
+    args = x, 1, *torch.randn(2, first + second), map_, map_.flip(1), 1e-5, "silu", map_.flip(2), x2, 0.3
+    assert_matches_plain("group_norm_sft_forward", *args)
+    assert_matches_plain("group_norm_sft_backward", *backward_arguments(*args))
+
+
 @pytest.mark.parametrize("shape", [(1, 4, 80, 80), (3, 40, 9, 7)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_any_number_of_threads_gives_the_same_bits(shape, layout):
