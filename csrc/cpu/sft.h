@@ -7,7 +7,7 @@
 // The maps [N, C, P] are cut into tiles that depend on the shape alone, and what is summed is summed tile by tile in
 // their order: the result has the same bits on any number of threads.
 //
-//     contiguous      a unit is one group; a tile is some of its channels, or a part of a long one
+//     contiguous      a unit is one group; a tile is some of its channels, or of long ones a part
 //     channels-last   a unit is one sample; a tile is some positions with all their channels
 //
 // Each unit is passed over twice with its groups' sums between. With more units than threads one thread does both passes
