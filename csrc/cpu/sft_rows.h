@@ -105,19 +105,26 @@ RAGSR_TARGET inline void run_pair(const Step& step, const typename Step::Row& ro
     if (row.to[k] != nullptr) store_pair(row.to[k] + i, even[k], odd[k]);
 }
 
-// One row after another; a channel's values and sums stay in registers along it.
+// One row after another; a channel's values and sums stay in registers along it. Sums of many small terms beside a large
+// one lose digits, so these are of a stretch each, and the stretches are added.
 template <class Step>
 RAGSR_TARGET inline void along_positions(const Step step, int64_t rows, int64_t count) {
+  const int64_t stretch = Step::kAdders > 0 ? 32 * kLanes : count;
   for (int64_t r = 0; r < rows; ++r) {
     const auto row = step.row(r);
     Reals constants[Step::kConstants], sums[Step::kAdders + 1] = {};
     for (int k = 0; k < Step::kConstants; ++k) constants[k] = broadcast(step.constants[k][r]);
-    int64_t i = 0;
-    if constexpr (kPaired<typename Step::Element>)
-      for (; i + 2 * kLanes <= count; i += 2 * kLanes) run_pair(step, row, i, constants, sums);
+    for (int64_t i = 0; i < count;) {
+      const int64_t end = std::min(count, i + stretch);
+      Reals some[Step::kAdders + 1] = {};
+      if constexpr (kPaired<typename Step::Element>)
+        for (; i + 2 * kLanes <= end; i += 2 * kLanes) run_pair(step, row, i, constants, some);
 #pragma GCC unroll 4
-    for (; i + kLanes <= count; i += kLanes) run(step, row, Whole{i}, constants, sums);
-    if (i < count) run(step, row, Some{i, count - i}, constants, sums);
+      for (; i + kLanes <= end; i += kLanes) run(step, row, Whole{i}, constants, some);
+      if (i < end) run(step, row, Some{i, end - i}, constants, some);
+      i = end;
+      for (int k = 0; k < Step::kAdders; ++k) sums[k] += some[k];
+    }
     for (int k = 0; k < Step::kAdders; ++k) step.sums[k][r * step.next_sum] = sum_of_lanes(sums[k]);
   }
 }

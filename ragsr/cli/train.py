@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ragsr.cli import train_hash, train_niqe, train_stages
+from ragsr.cli import train_auto, train_hash, train_niqe, train_stages
 from ragsr.errors import InputError
 
 DESCRIPTION = """\
@@ -65,9 +65,15 @@ def add_parser(commands: Any) -> None:
     refsr.add_argument("--pairs", metavar="N", type=int, default=1000, help="pairs to register first (%(default)s)")
     refsr.add_argument("--seed", metavar="N", type=int, default=0, help="of everything that is drawn (%(default)s)")
     refsr.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    refsr.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="bf16: autocast, which a CPU without instructions for it is slow at (base, reference: bf16; others: fp32)",
+    )
     refsr.add_argument("--json", action="store_true", help="print what was reached as JSON")
     train_stages.add_options(refsr)
     refsr.set_defaults(run=run)
+    train_auto.add_parser(models)
     train_hash.add_parser(models)
     train_niqe.add_parser(models)
 
@@ -91,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         rate=args.rate,
         seed=args.seed,
         pairs=args.pairs if args.stage == "reference" else 0,
+        precision=args.precision or "bf16",
     )
     reached = train(settings, photos, args.out, initial_weights(args.init), find_device(args.device))
     model = args.out / "model"

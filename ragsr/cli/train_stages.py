@@ -38,12 +38,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--gan", metavar="P", type=float, default=0.0, help="share of the adversarial loss (%(default)s)"
     )
-    group.add_argument("--degradation", choices=("bicubic", "second-order", "mixed"), default="mixed", help="of photos")
+    group.add_argument(
+        "--degradation",
+        choices=("bicubic", "second-order", "mixed", "graded"),
+        default="mixed",
+        help="of photos; graded: a third bicubic, the others from hardly bad to second-order (%(default)s)",
+    )
     group.add_argument("--retrieved", metavar="P", type=float, default=0.4, help="share found by codes (%(default)s)")
     group.add_argument("--random", metavar="P", type=float, default=0.2, help="share drawn at random (%(default)s)")
     group.add_argument("--encoder", metavar="NAME", default="hash-64", help="whose codes find (%(default)s)")
     group.add_argument("--accumulate", metavar="N", type=int, default=1, help="batches for one step (%(default)s)")
-    group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast (%(default)s)")
     group.add_argument("--sampling-steps", metavar="N", type=int, default=10, help="when it is used (%(default)s)")
     group.add_argument(
         "--timesteps",
@@ -69,10 +73,10 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(
         **{name: getattr(args, name) for name in ("stage", "steps", "size", "batch", "accumulate", "side", "seed")},
         **{
-            name: getattr(args, name)
-            for name in ("precision", "predicts", "alpha", "picture", "gan", "sampling_steps", "timesteps")
+            name: getattr(args, name) for name in ("predicts", "alpha", "picture", "gan", "sampling_steps", "timesteps")
         },
         rate=args.rate or RATE,
+        precision=args.precision or "fp32",
         warm_up=max(1, min(WARM_UP, args.steps // 20)),
         perceptual=args.perceptual_share if args.perceptual else 0.0,
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from ragsr.chains import Mode
 from ragsr.errors import InputError
 from ragsr.gallery import Gallery
-from ragsr.models import DEFAULT
+from ragsr.models import SHIPPED
 from ragsr.pipelines import refir_inputs as inputs
 from ragsr.pipelines.refir import ReFIRPipeline
 from ragsr.pipelines.refir_explain import ReFIROutput
@@ -170,7 +170,7 @@ def load_refir(
     model: str | Path, options: ReFIROptions, scale: int, tile: int | str, seed: int, device: torch.device
 ) -> ReFIRRestorer:
     """With the model on the device: in float16 on a GPU, in float32 elsewhere."""
-    if str(model) == DEFAULT:
+    if str(model) in SHIPPED:
         raise InputError(
             "refir restores with a diffusion model: name its folder, its file or its hub name, such as a Stable "
             "Diffusion, SDXL, its x4 upscaler, SeeSR or SUPIR"

@@ -11,7 +11,7 @@ that people still keep.
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,17 @@ class Recipe:
     noise: tuple[float, float] = (0.0, 18.0)  # standard deviation in 8-bit steps
     jpeg: tuple[int, int] = (35, 95)  # quality
     probability: float = 0.6
+
+    def weaker(self, strength: float) -> "Recipe":
+        """From nothing but the change of size at 0 to the whole at 1."""
+        least, most = self.jpeg
+        return replace(
+            self,
+            blur=(strength * self.blur[0], strength * self.blur[1]),
+            noise=(strength * self.noise[0], strength * self.noise[1]),
+            jpeg=(round(most - strength * (most - least)), most),
+            probability=strength * self.probability,
+        )
 
 
 STRONG = Recipe()

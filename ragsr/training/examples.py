@@ -29,7 +29,6 @@ from ragsr.training.pairs import REFERENCE_SIDE, SIDE, PairMaker, another_view, 
 from ragsr.training.photos import Photo, pixels_to_tensor, turned
 
 SCALE = 4
-DEGRADATIONS = ("bicubic", "second-order", "mixed")
 SECOND_ORDER = Recipe(scale=(SCALE, SCALE))
 NEAREST = 3  # of the photos that a search finds, one is drawn
 WITHOUT = 0.1  # share of the batches that see no reference
@@ -43,7 +42,9 @@ Batch = dict[str, Tensor]  # truth [B, 3, S, S], low [B, 3, S/4, S/4]; clues [B,
 class Mix:
     """How examples are made. What `retrieved` and `random` leave over of 1 is made of the same photo or scene."""
 
-    degradation: str = "mixed"  # bicubic, second-order (`ragsr.training.degrade`), or half of each
+    # bicubic; second-order (`ragsr.training.degrade`); mixed: half of each; graded: a third of the first, the others
+    # from hardly any to the whole of the second, evenly
+    degradation: str = "mixed"
     retrieved: float = 0.4
     random: float = 0.2
     encoder: str = "hash-64"  # whose codes find the references
@@ -126,6 +127,9 @@ class ExampleMaker:
         kind = self.mix.degradation
         if kind == "second-order" or (kind == "mixed" and generator.random() < 0.5):
             return degrade_image(truth, generator, SECOND_ORDER)
+        strength = float(generator.uniform(-0.5, 1)) if kind == "graded" else 0.0
+        if strength > 0:
+            return degrade_image(truth, generator, SECOND_ORDER.weaker(strength))
         return truth.resize((truth.width // SCALE, truth.height // SCALE), Image.Resampling.BICUBIC)
 
 

@@ -62,6 +62,7 @@ class Settings:
     warm_up: int = 200  # steps
     seed: int = 0
     pairs: int = 0  # to learn from, in the stage `reference`
+    precision: str = "bf16"  # under autocast, or fp32
 
     def rate_at(self, step: int) -> float:
         return self.rate * share_at(step, self.steps, self.warm_up)
@@ -97,7 +98,7 @@ class Run:
         truth, clues = truth.to(self.device), tuple(one.to(self.device) for one in clues)
         low = degrade(truth, self.net.scale)
         enlarged = enlarge_low(low, self.net.scale)
-        with torch.autocast(low.device.type, torch.bfloat16):
+        with torch.autocast(low.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             restored, _ = self.net(low.contiguous(memory_format=torch.channels_last), enlarged, clues)
         return distance(restored, truth)
 
