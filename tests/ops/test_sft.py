@@ -120,6 +120,18 @@ def test_a_group_of_several_tiles(first, second, size):
     assert_matches_plain("group_norm_sft_backward", *backward_arguments(*args))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_long_sums_keep_their_digits(layout):
+    """4,096 equal terms, each of which a sum in one go would round the same way."""
+    x = torch.randn(1, 32, 64, 64).to(memory_format=layout)
+    args = x, 8, torch.ones(32), torch.zeros(32), torch.zeros_like(x), torch.zeros_like(x), 1e-5
+    _, mean, rstd = torch.ops.ragsr.group_norm_sft_forward(*args)
+    given = torch.full_like(x, 0.1), *args[:6], mean, rstd, None, None, None
+    _, _, of_bias, *_ = torch.ops.ragsr.group_norm_sft_backward(*given)
+    exact = torch.full((32,), 4096 * 0.1).double()
+    torch.testing.assert_close(of_bias.double(), exact, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("shape", [(1, 4, 80, 80), (3, 40, 9, 7)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_any_number_of_threads_gives_the_same_bits(shape, layout):
