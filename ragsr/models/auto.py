@@ -9,7 +9,6 @@ result does not run.
 Source: Jacobs, Jordan, Nowlan and Hinton, Adaptive mixtures of local experts, Neural Computation 3, 1991 (the gate).
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,25 +25,31 @@ from ragsr.models.views import PreparedReferences, check_image
 
 ASSET = REFNET.parent / "auto"
 SURE = 0.25  # a share below it is 0, and one above 1 - SURE is 1: a second model would hardly change the result there
+CONTRAST = 16.0  # which brings detail to about one
+LEAST = 1e-2  # of that, before the logarithm
 WINDOW, WINDOWS = 128, 4  # of a large photo, WINDOWS² squares of that side are judged
 
 
 class Gate(nn.Module):
-    """How much of the result is to come from the model for bad photos: low [B, 3, h, w] in [0, 1] -> share [B]."""
+    """How much of the result is to come from the model for bad photos: low [B, 3, h, w] in [0, 1] -> share [B].
+
+    It sees what a mean over 3 × 3 pixels takes away, where noise and the edges of JPEG's blocks are, or, after a blur,
+    nothing is; and of what it finds there it knows how much there is in the whole photo.
+    """
 
     def __init__(self, channels: int = 16) -> None:
         super().__init__()
-        sizes = (3, channels, channels, channels, channels)
-        self.body = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(sizes)
-        )  # together they look at 9 pixels: a block of JPEG and one beside it
-        self.verdict = nn.Linear(channels, 1)
+        self.body = nn.ModuleList(nn.Conv2d(a, channels, 3, padding=1) for a in (3, channels, channels))
+        self.verdict = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, 1))
 
     def forward(self, low: Tensor) -> Tensor:
-        x = low - 0.5
+        return self.logit(low).sigmoid()
+
+    def logit(self, low: Tensor) -> Tensor:
+        x = CONTRAST * (low - F.avg_pool2d(F.pad(low, (1, 1, 1, 1), mode="replicate"), 3, 1))
         for layer in self.body:
             x = F.relu(layer(x))
-        return self.verdict(x.mean((2, 3)))[:, 0].sigmoid()
+        return self.verdict((x.mean((2, 3)) + LEAST).log())[:, 0]
 
 
 class Auto:

@@ -5,8 +5,9 @@ Both models are asked once about every example, with its reference and without. 
 
     mean (a - t)² + 2 s · mean (b - a)(a - t) + s² · mean (b - a)²
 
-so three numbers are all that the gate needs to know of an example beside the photo. What it lowers is the logarithm of
-that error, which is PSNR up to a factor. A run keeps in its folder:
+so three numbers are all that the gate needs to know of an example beside the photo. It learns the share where the
+logarithm of the error, which is PSNR up to a factor, is least, by cross-entropy; an example weighs as much as the wrong
+model would cost. A run keeps in its folder:
 
     examples/   photos made bad, from not at all to second order, with registered references
     model/      the gate, with a card
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -39,13 +41,14 @@ PART = SIDE // 2  # of an example both models are asked about its middle
 CROP = 48  # pixels of a bad photo, at a step
 WARM_UP = 50  # steps
 CLEAN, BAD = 0.0, 1.0  # the shares of one model alone
+HEAVIEST = 3.0  # of an example, times the mean
 
 
 @dataclass(frozen=True)
 class Settings:
     steps: int
-    batch: int = 64
-    rate: float = 2e-3  # of Adam at its highest
+    batch: int = 32
+    rate: float = 1e-2  # of Adam at its highest
     pairs: int = 1000
     seed: int = 0
 
@@ -63,6 +66,16 @@ class Asked:
         s = share[:, None]
         return constant + 2 * s * slope + s.square() * curvature
 
+    def best(self) -> Tensor:
+        """The share of the least error, of both parabolas together [N]."""
+        slope, curvature = self.parabolas[..., 1:].sum(1).unbind(-1)
+        return (-slope / curvature.clamp_min(1e-12)).clamp(0, 1)
+
+    def stake(self) -> Tensor:
+        """What the worse model costs, in the logarithm of the error [N]."""
+        ends = [(self.errors(torch.full((len(self.low),), one)) + NEGLIGIBLE).log().mean(1) for one in (CLEAN, BAD)]
+        return (ends[0] - ends[1]).abs()
+
     def psnr(self, share: Tensor) -> float:
         return float(-10 * self.errors(share).clamp_min(1e-9).log10().mean())
 
@@ -77,12 +90,14 @@ def train(settings: Settings, photos: Sequence[Photo], out: Path, device: torch.
         torch.manual_seed(settings.seed)
         gate = Gate().to(device)
     optimiser = torch.optim.Adam(gate.parameters())
+    usual = learn.stake().mean()
     with tqdm(range(settings.steps), unit="step", disable=None) as bar:
         for step in bar:
             for group in optimiser.param_groups:
                 group["lr"] = settings.rate * share_at(step, settings.steps, WARM_UP)
             batch = draw(learn, settings, step)
-            loss = (batch.errors(gate(batch.low.to(device)).cpu()) + NEGLIGIBLE).log().mean()
+            logit = gate.logit(batch.low.to(device)).cpu()
+            loss = F.binary_cross_entropy_with_logits(logit, batch.best(), batch.stake().div(usual).clamp_max(HEAVIEST))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
