@@ -48,8 +48,8 @@ class Gate(nn.Module):
     def logit(self, low: Tensor) -> Tensor:
         x = CONTRAST * (low - F.avg_pool2d(F.pad(low, (1, 1, 1, 1), mode="replicate"), 3, 1))
         for layer in self.body:
-            x = F.relu(layer(x))
-        return self.verdict((x.mean((2, 3)) + LEAST).log())[:, 0]
+            x = F.leaky_relu(layer(x), 0.1)
+        return self.verdict((x.abs().mean((2, 3)) + LEAST).log())[:, 0]
 
 
 class Auto:

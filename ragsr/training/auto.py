@@ -48,7 +48,7 @@ HEAVIEST = 3.0  # of an example, times the mean
 class Settings:
     steps: int
     batch: int = 32
-    rate: float = 1e-2  # of Adam at its highest
+    rate: float = 5e-3  # of Adam at its highest
     pairs: int = 1000
     seed: int = 0
 
