@@ -9,8 +9,9 @@ if TYPE_CHECKING:  # the library is imported when a command runs, so that --help
     from ragsr.pipelines import ReFIRRestorer, RefSRPipeline
 
 MODEL_HELP = (
-    "of refsr: refnet, refnet-real (for noise and compression), transfer (without training), the folder of a model, or "
-    "the file of a TTSR checkpoint (%(default)s). "
+    "of refsr: auto (refnet or refnet-real, as the photo needs), refnet (for photos that were only reduced), "
+    "refnet-real (for blur, noise and compression), transfer (without training), the folder of a model, or the file of "
+    "a TTSR checkpoint (%(default)s). "
     "Of refir: the folder, hub name or file of a diffusion model; its kind is read from it"
 )
 
@@ -23,7 +24,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="refsr",
         help="refsr is fast; refir needs a diffusion model and may invent detail (%(default)s)",
     )
-    parser.add_argument("--model", metavar="NAME|PATH", default="refnet", help=MODEL_HELP)
+    parser.add_argument("--model", metavar="NAME|PATH", default="auto", help=MODEL_HELP)
     parser.add_argument(
         "--quality",
         choices=("faithful", "rich"),

@@ -70,6 +70,14 @@ def add_parser(commands: Any) -> None:
         choices=("fp32", "bf16"),
         help="bf16: autocast, which a CPU without instructions for it is slow at (base, reference: bf16; others: fp32)",
     )
+    refsr.add_argument(
+        "--kept",
+        metavar="P",
+        type=float,
+        default=0.0,
+        help="base, reference: the share of the weights of --init in the model that comes out, so that a further "
+        "training loses nothing of what was known; 0.5 is a good one (%(default)s)",
+    )
     refsr.add_argument("--json", action="store_true", help="print what was reached as JSON")
     train_stages.add_options(refsr)
     refsr.set_defaults(run=run)
@@ -98,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         pairs=args.pairs if args.stage == "reference" else 0,
         precision=args.precision or "bf16",
+        kept=args.kept,
     )
     reached = train(settings, photos, args.out, initial_weights(args.init), find_device(args.device))
     model = args.out / "model"
@@ -114,6 +123,8 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"--{name} is {getattr(args, name)}; it must be at least {least}")
     if args.side % 4 or args.side > 320:
         raise InputError(f"--side is {args.side}; it must be a multiple of 4, at most 320")
+    if not 0 <= args.kept < 1 or (args.kept and args.init is None):
+        raise InputError(f"--kept is {args.kept}; it is a share of the weights of --init, from 0 to less than 1")
     if not 0 < args.rate < 1:
         raise InputError(f"--rate is {args.rate}; it must lie between 0 and 1, say 8e-4")
 

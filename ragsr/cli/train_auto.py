@@ -35,7 +35,7 @@ def add_parser(models: Any) -> None:
     parser.add_argument("--data", metavar="DATA", type=Path, required=True, help="a folder of good photos")
     parser.add_argument("--out", metavar="OUT", type=Path, required=True, help="the folder of this run")
     parser.add_argument("--pairs", metavar="N", type=int, default=1000, help="examples to learn from (%(default)s)")
-    parser.add_argument("--steps", metavar="N", type=int, default=4000, help="steps of Adam (%(default)s)")
+    parser.add_argument("--steps", metavar="N", type=int, default=2000, help="steps of Adam (%(default)s)")
     parser.add_argument("--batch", metavar="N", type=int, default=32, help="photos per step (%(default)s)")
     parser.add_argument("--rate", metavar="R", type=float, default=5e-3, help="highest learning rate (%(default)s)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of everything that is drawn (%(default)s)")

@@ -63,6 +63,7 @@ class Settings:
     seed: int = 0
     pairs: int = 0  # to learn from, in the stage `reference`
     precision: str = "bf16"  # under autocast, or fp32
+    kept: float = 0.0  # share of the weights it began with in the model that comes out
 
     def rate_at(self, step: int) -> float:
         return self.rate * share_at(step, self.steps, self.warm_up)
@@ -75,6 +76,7 @@ class Run:
         self.settings, self.step, self.device = settings, 0, device
         self.net: FusionNet = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # a gap of the stubs
         self.average = {name: value.detach().clone() for name, value in net.state_dict().items()}
+        self.start = {name: value.clone() for name, value in self.average.items()}
         self.optimiser = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99), fused=True)
 
     def train_step(self, batches: Sequence[Batch]) -> float:
@@ -111,12 +113,16 @@ class Run:
     def begin_with(self, weights: dict[str, Tensor]) -> None:
         """Weights of another run or of a shipped model, instead of random ones."""
         load_into(self.net, weights, "the weights to begin with")
-        self.average = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
+        self.start = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
+        self.average = {name: value.clone() for name, value in self.start.items()}
 
     def averaged(self) -> FusionNet:
-        """The moving average as a network of its own."""
-        net = FusionNet(**self.net.config)
-        net.load_state_dict(self.average)
+        """The moving average as a network of its own, with as much of the weights it began with as `kept` says.
+
+        Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, Eq. 1.
+        """
+        net, kept = FusionNet(**self.net.config), self.settings.kept
+        net.load_state_dict({name: value.lerp(self.start[name], kept) for name, value in self.average.items()})
         return net.eval()
 
     def save(self, path: Path) -> None:
@@ -193,10 +199,10 @@ def train(
     """
     seen, held = hold_out(photos, HELD_OUT, settings.seed)
     run = Run(settings, FusionNet(), device or torch.device("cpu"))
+    if start is not None:
+        run.begin_with(start)
     if (out / STATE).exists():
         run.resume(out / STATE)
-    elif start is not None:
-        run.begin_with(start)
     checks = make_pairs(PairMaker(held, settings.seed + 1), CHECKS, out / "pairs" / "validation")
     pairs = make_pairs(PairMaker(seen, settings.seed), settings.pairs, out / "pairs") if settings.pairs else []
     samples = Samples(settings.side, settings.batch, settings.seed, seen, pairs)
