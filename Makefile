@@ -5,6 +5,7 @@
 #              benchmarks/results/ and the tables and the picture of docs/retrieval.md; RUN=--resume goes on after a stop
 # make rich    train what `--quality rich` uses, from the photos in DATA and the published autoencoder in AUTOENCODER (a
 #              folder with taef2_encoder.pth and taef2_decoder.pth): RUNS/rich/model, some four hours of one core
+# make auto    train the gate of `--model auto` from the photos in DATA: RUNS/auto/model, less than an hour of one core
 # make gpu     on a machine with an NVIDIA GPU, in the Python that already has torch: build, GPU tests, benchmarks; ten
 #              minutes, nothing is fetched; needs torch, numpy, setuptools, pybind11 and pytest in PYTHON, and nvcc
 #
@@ -23,7 +24,7 @@ export PIP_CONSTRAINT := $(abspath constraints.txt)
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint bench rich gpu clean
+.PHONY: demo test lint bench rich auto gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready-demo
@@ -67,6 +68,9 @@ rich: $(VENV)/.ready-test
 	$(TRAIN) --stage diffusion --init $(RUNS)/reference-seen/model --pairs 3000 --steps 1200 --batch 6 --side 128 \
 	    --rate 3e-4 --picture-share 10 --perceptual ragsr/assets/hash/hash-64 --perceptual-share 3 --gan 0.01 \
 	    --sampling-steps 2 --timesteps own --out $(RUNS)/rich
+
+auto: $(VENV)/.ready-test
+	$(BIN)/ragsr train auto --data "$(DATA)" --out $(RUNS)/auto
 
 gpu:
 	$(PYTHON) benchmarks/gpu.py --out $(OUT)

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+SAMPLES = ("astronaut", "coffee", "chelsea", "rocket")
+
 
 def picture(seed: int, width: int = 48, height: int = 32) -> Image.Image:
     """Smooth colours, other ones for every seed."""
@@ -17,4 +19,14 @@ def write_photos(folder: Path) -> Path:
     (folder / "deep").mkdir(parents=True)
     for seed in range(6):
         picture(seed).save(folder / ("deep" if seed > 3 else "") / f"{seed}.png")
+    return folder
+
+
+def write_samples(folder: Path) -> Path:
+    """Four photos, as large as training needs them."""
+    from skimage import data  # where training is tested, it is there
+
+    for name in SAMPLES:
+        photo = Image.fromarray(getattr(data, name)()).resize((480, 440), Image.Resampling.LANCZOS)
+        photo.save(folder / f"{name}.png")
     return folder

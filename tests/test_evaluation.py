@@ -206,7 +206,7 @@ def test_eval_restore_writes_numbers_and_a_page(pack, tmp_path, capsys):
     assert main([*command, "--json", str(numbers), "--html", str(page)]) == 0
     told = capsys.readouterr().out.splitlines()
     found = json.loads(numbers.read_text())
-    assert (found["preset"], found["model"], found["degradation"]) == ("refir", "refnet", "bicubic")
+    assert (found["preset"], found["model"], found["degradation"]) == ("refir", "auto", "bicubic")
     assert set(found["mean"]) == {"bicubic", "none", "best", "retrieved"}
     assert {"commit", "command", "versions", "seconds", "peak_memory_mib", "device"} <= set(found["run"])
     assert found["metrics"]["psnr"]["computed"].startswith("preset refir")

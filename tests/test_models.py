@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ragsr.errors import InputError
-from ragsr.models import TTSR, RefNet, Transfer, load_model
+from ragsr.models import TTSR, Auto, RefNet, Transfer, load_model
 from ragsr.models.alignment import enlarge_low
 from ragsr.models.fusion import FusionNet
 from ragsr.models.refnet import CONFIG, WEIGHTS, save_model
@@ -69,11 +69,11 @@ def test_a_folder_is_refnet(folder):
 
 
 def test_names():
-    for model in (load_model(), load_model("refnet")):
-        assert isinstance(model, RefNet)
-        assert model.scale == 4
+    assert isinstance(load_model(), Auto)
+    for name in ("refnet", "refnet-real"):
+        assert isinstance(load_model(name), RefNet)
     assert isinstance(load_model("transfer"), Transfer)
-    for name in ("refnet", "transfer"):
+    for name in ("auto", "refnet", "transfer"):
         with pytest.raises(InputError, match="enlarges 4 times, not 2"):
             load_model(name, 2)
 
@@ -86,7 +86,8 @@ def test_ttsr_by_name_asks_for_a_checkpoint():
 @pytest.mark.parametrize("given", ["swinir", Path("no/such/folder")])
 def test_an_unknown_name_lists_what_there_is(given):
     with pytest.raises(
-        InputError, match=f"named '{given}'; choose one of: refnet, refnet-real, transfer, the folder .* checkpoint"
+        InputError,
+        match=f"named '{given}'; choose one of: auto, refnet, refnet-real, transfer, the folder .* checkpoint",
     ):
         load_model(given)
 

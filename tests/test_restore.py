@@ -204,4 +204,4 @@ def test_a_panorama_of_30000_pixels(model):
 
 
 def test_load_pipeline_names_its_model():
-    assert load_pipeline(device="cpu").model.name == "refnet"
+    assert load_pipeline(device="cpu").model.name == "auto"

@@ -62,7 +62,7 @@ def test_a_folder_with_a_gallery_and_json(gallery, folder, capsys):
     assert (first["size"], first["skipped"]) == (list(GOOD.size), False)
     assert {
         "pipeline": "refsr",
-        "model": "refnet",
+        "model": "auto",
         "scale": 4,
         "seed": 0,
         "tile": 256,

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from pictures import write_samples
 from PIL import Image
 from safetensors.torch import load_file
-from skimage import data
 from tiny_vgg import vgg
 
 pytest.importorskip("diffusers")
@@ -34,11 +34,7 @@ SETTINGS = Settings("diffusion", steps=4, size="tiny", batch=1, side=64, warm_up
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Four photos, as large as examples need them."""
-    made = tmp_path_factory.mktemp("photos")
-    for name in ("astronaut", "coffee", "chelsea", "rocket"):
-        Image.fromarray(getattr(data, name)()).resize((480, 440), Image.Resampling.LANCZOS).save(made / f"{name}.png")
-    return made
+    return write_samples(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from pictures import SAMPLES, write_samples
 from PIL import Image
-from skimage import data
 
 from ragsr.cli import main
 from ragsr.errors import InputError
@@ -21,16 +21,11 @@ from ragsr.training.photos import Crops, Photo, degrade, find_photos, may_train,
 from ragsr.training.samples import Samples, grouped, hold_out
 
 CPU = torch.device("cpu")
-PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Four photos, as large as pairs need them."""
-    made = tmp_path_factory.mktemp("photos")
-    for name in PHOTOS:
-        Image.fromarray(getattr(data, name)()).resize((480, 440), Image.Resampling.LANCZOS).save(made / f"{name}.png")
-    return made
+    return write_samples(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +81,7 @@ def test_a_manifest_decides(folder, tmp_path):
         csv.writer(file).writerows([head, *rows])
     assert find_photos(tmp_path) == [Photo(tmp_path / "a.png", "yard", "CC0", "us/photos")]
     assert sources_of(find_photos(tmp_path)) == [("us/photos", "CC0", 1)]
-    assert [photo.path.stem for photo in find_photos(folder)] == sorted(PHOTOS)
+    assert [photo.path.stem for photo in find_photos(folder)] == sorted(SAMPLES)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +278,31 @@ def test_a_state_of_another_run_is_refused(tmp_path):
         refsr.Run(settings(), tiny(), CPU).resume(tmp_path / "state.safetensors")
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_a_run_began_with_can_be_kept_in_part(folder, tmp_path, stopped):
+    samples, began = Samples(32, 2, 0, find_photos(folder)), tiny().state_dict()
+
+    def run_of(kept):
+        run = refsr.Run(settings(kept=kept), tiny(), CPU)
+        run.begin_with(began)
+        return run
+
+    def after_two_steps(run):
+        while run.step < 2:
+            run.train_step(samples.draw(run.step))
+        return run
+
+    new, run = after_two_steps(run_of(0.0)).averaged().state_dict(), after_two_steps(run_of(0.75))
+    if stopped:
+        run.save(tmp_path / "state.safetensors")
+        run = run_of(0.75)
+        run.resume(tmp_path / "state.safetensors")
+    mean = run.averaged().state_dict()
+    assert apart(new, began) > 0
+    for name, value in mean.items():
+        torch.testing.assert_close(value, 0.75 * began[name] + 0.25 * new[name])
+
+
 def test_a_log_keeps_one_row_per_step(tmp_path):
     for step in (2, 4, 6, 4):
         refsr.append_row(tmp_path / "log.csv", {"step": step, "loss": step / 10})
@@ -327,6 +347,8 @@ def test_the_command_from_photos_to_a_restored_photo(folder, tmp_path, quick, ca
         (("--side", "34"), "--side is 34; it must be a multiple of 4, at most 320"),
         (("--rate", "2"), "--rate is 2.0; it must lie between 0 and 1"),
         (("--init", "nowhere"), "nowhere: holds no config.json"),
+        (("--kept", "0.5"), "--kept is 0.5; it is a share of the weights of --init, from 0 to less than 1"),
+        (("--kept", "1", "--init", "refnet"), "--kept is 1.0; it is a share of the weights of --init"),
     ],
 )
 def test_wrong_options(folder, tmp_path, capsys, option, message):

@@ -48,7 +48,7 @@ def tried(run: Run) -> Run:
     """Warm, or left out: a backend may not exist on this device or for this shape."""
     try:
         run()
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise ImportError(str(error)) from error
     return run
 

@@ -105,6 +105,8 @@ def check(args: argparse.Namespace) -> None:
         )
     if min(args.alpha, args.picture, args.perceptual_share, args.gan) < 0:
         raise InputError("--alpha, --picture-share, --perceptual-share and --gan must not be negative")
+    if args.kept:
+        raise InputError(f"--kept is of the stages base and reference; leave it out for stage {args.stage}")
     if args.init is not None and args.autoencoder is not None:
         raise InputError("--init has an autoencoder of its own; leave out --autoencoder")
     if args.stage != "autoencoder" and args.init is None:

@@ -4,27 +4,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ragsr.errors import InputError
+from ragsr.models.auto import Auto
 from ragsr.models.loading import SUFFIXES, read_folder
 from ragsr.models.refnet import REAL, RefNet
 from ragsr.models.transfer import Transfer
 from ragsr.models.ttsr import TTSR
 from ragsr.models.views import PreparedReferences
 
-__all__ = ["TTSR", "PreparedReferences", "RefNet", "Transfer", "load_model"]
+__all__ = ["TTSR", "Auto", "PreparedReferences", "RefNet", "Transfer", "load_model"]
 
-DEFAULT, REAL_NAME = RefNet.name, "refnet-real"
-SHIPPED: dict[str, Callable[[int], RefNet | Transfer]] = {
+DEFAULT, REAL_NAME = Auto.name, "refnet-real"
+SHIPPED: dict[str, Callable[[int], Auto | RefNet | Transfer]] = {
+    Auto.name: lambda scale: Auto.load(scale=scale),
     RefNet.name: lambda scale: RefNet.load(scale=scale),
     REAL_NAME: lambda scale: RefNet.load(REAL, scale=scale),
     Transfer.name: Transfer,
 }
 
 
-def load_model(name_or_path: str | Path = DEFAULT, scale: int = 4) -> RefNet | Transfer | TTSR:
+def load_model(name_or_path: str | Path = DEFAULT, scale: int = 4) -> Auto | RefNet | Transfer | TTSR:
     """A restoration model, for that scale.
 
-        load_model("refnet")             what ships, for photos that were only reduced
-        load_model("refnet-real")        the same for photos with noise and compression
+        load_model("auto")               what ships: of the next two the one that suits the photo
+        load_model("refnet")             for photos that were only reduced
+        load_model("refnet-real")        the same for photos with blur, noise and compression
         load_model("transfer")           the baseline without training
         load_model("runs/mine/model")    a folder that `ragsr train refsr` wrote, or `save` of any model
         load_model("TTSR.pt")            a checkpoint of TTSR, or of iRAG for its TTSR part

@@ -13,7 +13,7 @@ from torch import Tensor
 from ragsr.errors import InputError
 from ragsr.gallery import Gallery
 from ragsr.models import DEFAULT, REAL_NAME, load_model
-from ragsr.models.refnet import RICH
+from ragsr.models.refnet import RICH, RefNet
 from ragsr.pipelines.refir_restorer import ReFIROptions, ReFIRRestorer, load_refir
 from ragsr.pipelines.refsr import REFERENCE, RefSRPipeline, Restored
 
@@ -55,11 +55,12 @@ def restore(
     gallery     a `Gallery` or its folder: the k nearest images are the references
     threshold   images of the gallery with a lower score are not used; None: the threshold of its encoder
     pipeline    "refsr", or "refir": a diffusion model that looks at the references while it denoises
-    model       refsr: "refnet", "refnet-real" (for noise and compression), "transfer", the folder of a trained model,
-                or the file of a TTSR checkpoint;
+    model       refsr: "auto", which takes "refnet" for a photo that was only reduced, "refnet-real" for one with noise
+                and compression, and a mean of both in between; one of these; "transfer", the folder of a trained
+                model, or the file of a TTSR checkpoint;
                 refir: the folder, file or hub name of a diffusion model that `ragsr.hosts` knows
     quality     of refsr: "faithful" keeps to what is in the photo and its references; "rich" may add detail: by the
-                diffusion stage that ships with refnet, or by that of a model's folder, as
+                diffusion stage that ships, or by that of a model's folder, as
                 `ragsr train refsr --stage diffusion` writes it. It needs diffusers
     scale       how many times larger the result is on each side
     steps       of the diffusion, for "rich" and refir; None: as many as the model was made for
@@ -107,7 +108,7 @@ def load_pipeline(
         raise InputError("steps are of a diffusion, and quality faithful has none; leave them out, or ask for rich")
     if steps is not None and not 1 <= steps <= 1000:
         raise InputError(f"steps is {steps}; it must lie between 1 and 1000")
-    ships = quality == "rich" and model in (DEFAULT, REAL_NAME)
+    ships = quality == "rich" and model in (DEFAULT, RefNet.name, REAL_NAME)
     folder, place = RICH if ships else Path(model), find_device(device)
     has_diffusion = (folder / STAGES).is_file()
     loaded = load_model(reference_stage(folder) if has_diffusion else model, scale)
@@ -121,8 +122,8 @@ def load_pipeline(
 
 
 def reference_stage(folder: Path) -> str | Path:
-    """The first stage of a model with a diffusion stage: its own, or the one that ships."""
-    return folder / REFERENCE if (folder / REFERENCE).is_dir() else DEFAULT
+    """The first stage of a model with a diffusion stage: its own, or the `refnet` that ships."""
+    return folder / REFERENCE if (folder / REFERENCE).is_dir() else RefNet.name
 
 
 def load_diffusion(folder: Path, device: torch.device) -> "DiffusionStage":
