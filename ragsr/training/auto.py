@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ragsr.models.alignment import enlarge_low
@@ -40,6 +41,7 @@ CHECKS = 120  # examples of held-out photos
 PART = SIDE // 2  # of an example both models are asked about its middle
 CROP = 48  # pixels of a bad photo, at a step
 WARM_UP = 50  # steps
+AVERAGE = 0.99  # decay of the moving average
 CLEAN, BAD = 0.0, 1.0  # the shares of one model alone
 HEAVIEST = 3.0  # of an example, times the mean
 
@@ -89,6 +91,7 @@ def train(settings: Settings, photos: Sequence[Photo], out: Path, device: torch.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         gate = Gate().to(device)
+    average = AveragedModel(gate, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     optimiser = torch.optim.Adam(gate.parameters())
     usual = learn.stake().mean()
     with tqdm(range(settings.steps), unit="step", disable=None) as bar:
@@ -101,7 +104,9 @@ def train(settings: Settings, photos: Sequence[Photo], out: Path, device: torch.
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            average.update_parameters(gate)
             bar.set_postfix(loss=f"{loss.item():.3f}")
+    gate.load_state_dict(average.module.state_dict())
     save_gate(out / "model", gate.cpu())
     return {"step": float(settings.steps), **reached(gate, checks)}
 
@@ -133,9 +138,12 @@ def draw(asked: Asked, settings: Settings, step: int) -> Asked:
     """The batch of a step: examples cropped, and laid down in one of eight ways."""
     generator = np.random.default_rng((settings.seed, step))
     chosen = generator.integers(len(asked.low), size=settings.batch)
-    top, left = generator.integers(asked.low.shape[-1] - CROP + 1, size=2)
-    low = asked.low[chosen, :, top : top + CROP, left : left + CROP]
-    return Asked(turned(low, int(generator.integers(8))), asked.parabolas[chosen])
+    places = generator.integers(asked.low.shape[-1] - CROP + 1, size=(settings.batch, 2))
+    lows = [
+        turned(asked.low[i, :, top : top + CROP, left : left + CROP], int(generator.integers(8)))
+        for i, (top, left) in zip(chosen, places, strict=True)
+    ]
+    return Asked(torch.stack(lows), asked.parabolas[chosen])
 
 
 @torch.no_grad()
