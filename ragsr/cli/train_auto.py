@@ -35,9 +35,9 @@ def add_parser(models: Any) -> None:
     parser.add_argument("--data", metavar="DATA", type=Path, required=True, help="a folder of good photos")
     parser.add_argument("--out", metavar="OUT", type=Path, required=True, help="the folder of this run")
     parser.add_argument("--pairs", metavar="N", type=int, default=1000, help="examples to learn from (%(default)s)")
-    parser.add_argument("--steps", metavar="N", type=int, default=2000, help="steps of Adam (%(default)s)")
+    parser.add_argument("--steps", metavar="N", type=int, default=4000, help="steps of Adam (%(default)s)")
     parser.add_argument("--batch", metavar="N", type=int, default=32, help="photos per step (%(default)s)")
-    parser.add_argument("--rate", metavar="R", type=float, default=5e-3, help="highest learning rate (%(default)s)")
+    parser.add_argument("--rate", metavar="R", type=float, default=1e-2, help="highest learning rate (%(default)s)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of everything that is drawn (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--json", action="store_true", help="print what was reached as JSON")
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise InputError(f"--{name} is {getattr(args, name)}; it must be at least 1")
     if not 0 < args.rate < 1:
-        raise InputError(f"--rate is {args.rate}; it must lie between 0 and 1, say 5e-3")
+        raise InputError(f"--rate is {args.rate}; it must lie between 0 and 1, say 1e-2")
     from ragsr.pipelines.restore import find_device
     from ragsr.training.auto import Settings, train
     from ragsr.training.card import write_card

@@ -15,7 +15,7 @@ model would cost. A run keeps in its folder:
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +48,12 @@ HEAVIEST = 3.0  # of an example, times the mean
 
 @dataclass(frozen=True)
 class Settings:
+    """All that a run depends on beside its photos and the two models."""
+
     steps: int
     batch: int = 32
-    rate: float = 5e-3  # of Adam at its highest
-    pairs: int = 1000
+    rate: float = 1e-2  # of Adam at its highest
+    pairs: int = 1000  # examples to learn from
     seed: int = 0
 
 
@@ -79,15 +81,16 @@ class Asked:
         return (ends[0] - ends[1]).abs()
 
     def psnr(self, share: Tensor) -> float:
+        """The mean over examples, with reference and without, in dB of luma."""
         return float(-10 * self.errors(share).clamp_min(1e-9).log10().mean())
 
 
 def train(settings: Settings, photos: Sequence[Photo], out: Path, device: torch.device) -> dict[str, float]:
     """Train the gate and write it: the PSNR in dB of luma that is reached on photos that were held out."""
     seen, held = hold_out(photos, HELD_OUT, settings.seed)
-    folder = out / "examples"
-    checks = ask(make_examples(held, MIX, CHECKS, folder / "validation"), device)
-    learn = ask(make_examples(seen, MIX, settings.pairs, folder), device)
+    folder, mix = out / "examples", replace(MIX, seed=settings.seed)
+    checks = ask(make_examples(held, mix, CHECKS, folder / "validation"), device)
+    learn = ask(make_examples(seen, mix, settings.pairs, folder), device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         gate = Gate().to(device)
