@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(args.steps, args.batch, args.rate, args.pairs, args.seed)
     reached = train(settings, photos, args.out, find_device(args.device))
     model = args.out / "model"
-    write_card(model, settings, photos, None, reached, WHAT)
+    write_card(model, settings, photos, None, reached, WHAT, measure="PSNR in dB of luma")
     told = {"model": str(model), "photos": len(photos), **reached}
     numbers = ", ".join(f"{name} {value:.2f} dB" for name, value in reached.items() if name != "step")
     print(json.dumps(told, indent=2) if args.json else f"{model}: on photos that were held out, {numbers}")

@@ -29,12 +29,13 @@ def write_card(
     reached: dict[str, float],
     what: str = WHAT,
     more: dict[str, Any] | None = None,  # facts for `training.json`
+    measure: str = "PSNR in dB, preset refir",  # what the numbers of `reached` are
 ) -> None:
     """`README.md` and `training.json` in the folder of a model; `what` it is opens the card."""
     facts = {"settings": asdict(settings), "begun_with": start, "reached": reached, **(more or {})}
     begun = f"Begun with: {start or 'random weights'}."
     scores = [
-        "## Reached, on crops of photos that were held out (PSNR in dB, preset refir)",
+        f"## Reached, on crops of photos that were held out ({measure})",
         "",
         "| " + " | ".join(reached) + " |",
         "|" + "---|" * len(reached),
