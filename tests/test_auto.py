@@ -149,7 +149,7 @@ def test_bad_input_is_refused(model):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     save_gate(tmp_path, Gate())
-    assert isinstance(Auto.load(tmp_path), Auto)
+    assert isinstance(load_model(tmp_path), Auto)
     (tmp_path / CONFIG).write_text(json.dumps({"model": "refnet"}))
     with pytest.raises(InputError, match='is not of the model auto; it must say "model": "auto"'):
         Auto.load(tmp_path)

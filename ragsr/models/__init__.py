@@ -29,7 +29,7 @@ def load_model(name_or_path: str | Path = DEFAULT, scale: int = 4) -> Auto | Ref
         load_model("refnet")             for photos that were only reduced
         load_model("refnet-real")        the same for photos with blur, noise and compression
         load_model("transfer")           the baseline without training
-        load_model("runs/mine/model")    a folder that `ragsr train refsr` wrote, or `save` of any model
+        load_model("runs/mine/model")    a folder that `ragsr train refsr` or `train auto` wrote, or `save` of any model
         load_model("TTSR.pt")            a checkpoint of TTSR, or of iRAG for its TTSR part
 
     Raises `InputError` for an unknown name, a scale the model cannot do, and weights that do not fit.
@@ -38,7 +38,10 @@ def load_model(name_or_path: str | Path = DEFAULT, scale: int = 4) -> Auto | Ref
     if name in SHIPPED:
         return SHIPPED[name](scale)
     if path.is_dir():
-        return TTSR.load(path, scale) if read_folder(path) == {"model": TTSR.name} else RefNet.load(path, scale)
+        config = read_folder(path)
+        if config == {"model": Auto.name}:
+            return Auto.load(path, scale)
+        return TTSR.load(path, scale) if config == {"model": TTSR.name} else RefNet.load(path, scale)
     if path.suffix.lower() in SUFFIXES:
         return TTSR.load(path, scale)
     if name == TTSR.name:
