@@ -53,7 +53,7 @@ def pixels(restored):
 
 def test_rich_adds_to_faithful(folder):
     faithful = ragsr.restore(LOW, references=REFERENCE, model=folder)
-    assert pixels(faithful) == pixels(ragsr.restore(LOW, references=REFERENCE))  # of the shipped refnet
+    assert pixels(faithful) == pixels(ragsr.restore(LOW, references=REFERENCE, model="refnet"))
     assert "diffuse" not in faithful.milliseconds
     rich, again, other = (
         ragsr.restore(LOW, references=REFERENCE, model=folder, quality="rich", steps=2, seed=seed) for seed in (0, 0, 1)
@@ -103,7 +103,7 @@ def test_its_own_reference_stage(folder, tmp_path):
     pipeline = load_pipeline(model=tmp_path, quality="faithful")
     assert pipeline.diffusion is None
     assert pipeline.model.net.config["channels"] == 8
-    assert load_pipeline(model=folder).model.net.config == load_model().net.config
+    assert load_pipeline(model=folder).model.net.config == load_model("refnet").net.config
 
 
 def test_a_reference_stage_of_ttsr(folder, tmp_path):
