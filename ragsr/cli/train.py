@@ -76,7 +76,7 @@ def add_parser(commands: Any) -> None:
         type=float,
         default=0.0,
         help="base, reference: the share of the weights of --init in the model that comes out, so that a further "
-        "training loses nothing of what was known; 0.5 is a good one (%(default)s)",
+        "training loses less of what was known; 0.5 is a good one (%(default)s)",
     )
     refsr.add_argument("--json", action="store_true", help="print what was reached as JSON")
     train_stages.add_options(refsr)

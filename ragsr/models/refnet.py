@@ -1,4 +1,4 @@
-"""`refnet`: reference-based ×4 super-resolution, learned; what `ragsr restore` uses unless told otherwise.
+"""`refnet`: reference-based ×4 super-resolution, learned; one of the two that `ragsr.models.auto` chooses from.
 
 Registration is that of `transfer` (`ragsr.models.alignment`: `ops.correlation_topk` finds, `ops.gather_fold` brings
 over). What is taken from the references, and what is added without them, a small network decides (`FusionNet`), which
